@@ -1,0 +1,1 @@
+//! Logging and metrics: every metric name in one place.
