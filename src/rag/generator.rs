@@ -1,0 +1,264 @@
+//! The generator: tokenizer, chat template and engine under a model's name.
+
+use std::sync::Arc;
+
+use crate::engine::{EngineHandle, Request, RequestId, SamplingParams};
+use crate::text::{ChatTemplate, Tokenizer};
+
+use super::error::GenerateError;
+use super::generate_stream::GenerateStream;
+use super::generation::{GenerateRequest, Prompt};
+use super::prompt::Form;
+
+/// Texts longer than this are tokenized off the async threads.
+const LONG_TEXT: usize = 16 * 1024;
+
+/// Marks of turns that some templates write as plain text.
+const TURNS: [&str; 4] = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"];
+
+/// What a model says about itself beside its weights.
+#[derive(Debug, Clone)]
+pub struct GeneratorConfig {
+    /// The name under which it is served.
+    pub name: String,
+    /// Tokens that end an answer.
+    pub eos: Vec<u32>,
+    /// How it samples when the request does not say.
+    pub sampling: SamplingParams,
+}
+
+/// A loaded model that generates: words in, words out. Cheap to clone.
+#[derive(Clone)]
+pub struct Generator {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: EngineHandle,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    config: GeneratorConfig,
+    form: Form,
+    /// What the tokenizer or the template takes for control, however it got into a text.
+    control: Vec<String>,
+}
+
+impl std::fmt::Debug for Generator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Generator").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+impl Generator {
+    /// Puts the parts of a loaded model together.
+    pub fn new(
+        engine: EngineHandle,
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        config: GeneratorConfig,
+    ) -> Generator {
+        let form = form(template.as_ref());
+        let special = tokenizer.special_ids().into_iter().map(|id| tokenizer.token_bytes(id));
+        let control = special
+            .filter_map(|bytes| String::from_utf8(bytes).ok())
+            .chain(TURNS.map(str::to_owned))
+            .filter(|text| text.chars().count() > 1)
+            .collect();
+        Generator { inner: Arc::new(Inner { engine, tokenizer, template, config, form, control }) }
+    }
+
+    /// How the model takes instructions beside a question.
+    pub fn form(&self) -> Form {
+        self.inner.form
+    }
+
+    /// `text` with a blank inside whatever the tokenizer or the template would take for control:
+    /// a document that says `<|im_end|>` must not end its turn.
+    pub fn neutral(&self, text: &str) -> String {
+        let mut neutral = text.to_owned();
+        for control in self.inner.control.iter().filter(|control| text.contains(control.as_str())) {
+            let first = control.chars().next().map_or(0, char::len_utf8);
+            neutral = neutral.replace(control, &format!("{} {}", &control[..first], &control[first..]));
+        }
+        neutral
+    }
+
+    /// The name under which the model is served.
+    pub fn name(&self) -> &str {
+        &self.inner.config.name
+    }
+
+    /// Most tokens of a prompt and its answer together.
+    pub fn max_model_len(&self) -> usize {
+        self.inner.engine.limits().max_model_len as usize
+    }
+
+    /// The engine, for its limits and statistics.
+    pub fn engine(&self) -> &EngineHandle {
+        &self.inner.engine
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// Tokens that end an answer.
+    pub fn eos(&self) -> &[u32] {
+        &self.inner.config.eos
+    }
+
+    /// Whether the model takes chats.
+    pub fn has_chat_template(&self) -> bool {
+        self.inner.template.is_some()
+    }
+
+    /// How the model samples when the request does not say.
+    pub fn default_sampling(&self) -> SamplingParams {
+        self.inner.config.sampling.clone()
+    }
+
+    /// A prompt's text, chats through the template; `None` for a prompt of ids.
+    ///
+    /// # Errors
+    /// [`GenerateError::NoChatTemplate`], or the template's own refusal of the messages.
+    pub fn render(&self, prompt: &Prompt) -> Result<Option<String>, GenerateError> {
+        match prompt {
+            Prompt::Text(text) => Ok(Some(text.clone())),
+            Prompt::Tokens(_) => Ok(None),
+            Prompt::Chat { messages, tools, add_generation_prompt, extra } => {
+                let template = self
+                    .inner
+                    .template
+                    .as_ref()
+                    .ok_or_else(|| GenerateError::NoChatTemplate { model: self.name().to_owned() })?;
+                Ok(Some(template.render(messages, tools.as_deref(), *add_generation_prompt, extra)?))
+            }
+        }
+    }
+
+    /// The token ids that a prompt becomes.
+    ///
+    /// A text gets the model's own special tokens; a chat has them from its template.
+    ///
+    /// # Errors
+    /// Those of [`Generator::render`], and [`GenerateError::UnknownToken`].
+    pub fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, GenerateError> {
+        let chat = matches!(prompt, Prompt::Chat { .. });
+        match (prompt, self.render(prompt)?) {
+            (Prompt::Tokens(ids), _) => {
+                let vocab_size = self.inner.engine.limits().vocab_size as usize;
+                match ids.iter().find(|id| **id as usize >= vocab_size) {
+                    Some(&id) => Err(GenerateError::UnknownToken { id, vocab_size }),
+                    None => Ok(ids.clone()),
+                }
+            }
+            (_, Some(text)) => Ok(self.inner.tokenizer.encode(&text, !chat)?),
+            (_, None) => Err(GenerateError::EmptyPrompt),
+        }
+    }
+
+    /// Starts a generation.
+    ///
+    /// Dropping the stream cancels it.
+    ///
+    /// # Errors
+    /// What makes the request impossible: see [`GenerateError`]. What goes wrong later comes
+    /// through the stream.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream, GenerateError> {
+        let ids = match &request.prompt {
+            Prompt::Tokens(_) => self.prompt_tokens(&request.prompt)?,
+            prompt if prompt_bytes(prompt) < LONG_TEXT => self.prompt_tokens(prompt)?,
+            prompt => {
+                let (this, prompt) = (self.clone(), prompt.clone());
+                tokio::task::spawn_blocking(move || this.prompt_tokens(&prompt))
+                    .await
+                    .map_err(|_| GenerateError::Interrupted)??
+            }
+        };
+        self.submit(ids, request)
+    }
+
+    fn submit(&self, ids: Vec<u32>, request: GenerateRequest) -> Result<GenerateStream, GenerateError> {
+        let max_tokens = self.check(&ids, &request)?;
+        let mut stop_token_ids = request.stop_token_ids.clone();
+        if !request.ignore_eos {
+            stop_token_ids.extend(self.eos().iter().filter(|id| !request.stop_token_ids.contains(id)));
+        }
+        let ids: Arc<[u32]> = ids.into();
+        let stream = GenerateStream::prepare(self, Arc::clone(&ids), &request, max_tokens);
+        let events = self.inner.engine.submit(Request {
+            id: RequestId::new(),
+            customer: request.customer,
+            priority: request.priority,
+            cache_salt: request.cache_salt,
+            prompt: ids.to_vec(),
+            sampling: request.sampling,
+            // A request for no token at all still computes the prompt; its one token is not handed on.
+            max_tokens: max_tokens.max(1),
+            min_tokens: request.min_tokens,
+            stop_token_ids,
+            n: request.n,
+            deadline: request.deadline,
+            constraint: request.constraint,
+        })?;
+        Ok(stream.over(events))
+    }
+
+    /// Checks lengths and counts; returns the most tokens that an answer may have.
+    fn check(&self, ids: &[u32], request: &GenerateRequest) -> Result<u32, GenerateError> {
+        let max_model_len = self.max_model_len();
+        let prompt_tokens = ids.len();
+        let invalid = |field, message: &str| GenerateError::Invalid { field, message: message.to_owned() };
+        if ids.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if request.n == 0 {
+            return Err(invalid("n", "must be at least 1"));
+        }
+        if request.stop.iter().any(String::is_empty) {
+            return Err(invalid("stop", "an empty text cannot end an answer"));
+        }
+        if request.constraint.is_some() && request.n > 1 {
+            return Err(invalid("n", "must be 1 where the answer follows a grammar"));
+        }
+        let left = max_model_len.saturating_sub(prompt_tokens);
+        let too_long = |wanted| GenerateError::TooLong { prompt_tokens, wanted, max_model_len };
+        match request.max_tokens {
+            Some(0) if prompt_tokens <= max_model_len => Ok(0),
+            Some(wanted) if wanted as usize <= left => Ok(wanted),
+            None if left > 0 => Ok(u32::try_from(left).unwrap_or(u32::MAX)),
+            wanted => Err(too_long(wanted)),
+        }
+    }
+}
+
+/// A template that refuses a system message says so by an error.
+fn form(template: Option<&ChatTemplate>) -> Form {
+    let Some(template) = template else { return Form::Text };
+    let message = |role: &str| serde_json::json!({"role": role, "content": "x"});
+    match template.render(&[message("system"), message("user")], None, true, &serde_json::Map::new()) {
+        Ok(_) => Form::System,
+        Err(_) => Form::User,
+    }
+}
+
+fn prompt_bytes(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Tokens(_) => 0,
+        Prompt::Chat { messages, .. } => {
+            messages.iter().filter_map(|message| message.get("content")).map(content_bytes).sum()
+        }
+    }
+}
+
+fn content_bytes(content: &serde_json::Value) -> usize {
+    match content {
+        serde_json::Value::String(text) => text.len(),
+        serde_json::Value::Array(parts) => {
+            parts.iter().filter_map(|part| part.get("text")?.as_str()).map(str::len).sum()
+        }
+        _ => 0,
+    }
+}
