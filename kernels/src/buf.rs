@@ -1,220 +1,357 @@
-//! Owned, aligned host memory with an element type and a shape.
-//!
-//! Rejected: `Vec<f32>`. A vector aligns to its element, so a 64-byte load may straddle two cache lines, and a
-//! buffer that later lives on a device needs dtype and shape beside a pointer anyway.
+//! Owned, aligned memory ([`Buf`]) and windows into f32 matrices ([`View`], [`ViewMut`]).
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 
-use half::{bf16, f16};
+use crate::error::{KernelError, Result, same};
 
-use crate::error::{KernelError, Result, expect_shape};
-use crate::view::{View, ViewMut};
-use crate::DType;
+/// Element type of a [`Buf`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float.
+    F32,
+    /// IEEE half.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// Unsigned 32-bit.
+    U32,
+    /// Bytes (packed weights).
+    U8,
+}
 
-/// Cache line and AVX-512 register width: every buffer starts on such a boundary.
-pub(crate) const ALIGN: usize = 64;
+impl DType {
+    /// Bytes of one element.
+    #[must_use]
+    pub fn size(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::F16 | DType::BF16 => 2,
+            DType::U8 => 1,
+        }
+    }
+}
 
-/// Owned, zero-initialised, 64-byte aligned memory with a dtype and a shape.
-#[derive(Debug)]
+const ALIGN: usize = 64;
+
+/// Zeroed host memory, 64-byte aligned, with an element type and a row-major shape.
+///
+/// Pages are touched when they are first written, so a large buffer that is never used costs no memory.
 pub struct Buf {
-    ptr: NonNull<u8>,
+    start: NonNull<u8>,
+    bytes: usize,
     dtype: DType,
     shape: Vec<usize>,
 }
 
-// SAFETY: a Buf owns its allocation exclusively, as Vec does; shared access is read-only through &self.
+// SAFETY: a Buf owns its memory alone; nothing in it is tied to a thread.
 unsafe impl Send for Buf {}
-// SAFETY: as above: &Buf hands out shared slices only.
+// SAFETY: shared access only reads; every write goes through `&mut self`.
 unsafe impl Sync for Buf {}
 
-/// An element type that a [`Buf`] can be read as.
-pub(crate) trait Element: Copy + 'static {
-    const DTYPE: DType;
-}
-impl Element for f32 {
-    const DTYPE: DType = DType::F32;
-}
-impl Element for f16 {
-    const DTYPE: DType = DType::F16;
-}
-impl Element for bf16 {
-    const DTYPE: DType = DType::BF16;
-}
-impl Element for u32 {
-    const DTYPE: DType = DType::U32;
-}
-impl Element for i32 {
-    const DTYPE: DType = DType::I32;
+impl std::fmt::Debug for Buf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Buf({:?} {:?})", self.dtype, self.shape)
+    }
 }
 
 impl Buf {
-    /// Zeroed memory for `shape` elements of `dtype`.
+    /// Zeros.
     ///
-    /// # Panics
-    /// When the size overflows the address space; running out of memory aborts, as for `Vec`.
-    pub fn zeros(dtype: DType, shape: &[usize]) -> Buf {
-        let layout = Self::layout(dtype, shape);
-        if layout.size() == 0 {
-            return Buf { ptr: NonNull::<Aligned>::dangling().cast(), dtype, shape: shape.to_vec() };
-        }
-        // SAFETY: the layout's size was just checked to be nonzero.
-        let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        Buf { ptr, dtype, shape: shape.to_vec() }
+    /// # Errors
+    /// [`KernelError::OutOfMemory`] when the size overflows or the system has no memory.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Result<Buf> {
+        let bytes = shape
+            .iter()
+            .try_fold(dtype.size(), |all, extent| all.checked_mul(*extent))
+            .ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
+        let layout = Self::layout(bytes)?;
+        // SAFETY: `layout` has a non-zero size (`layout` rounds up to at least ALIGN).
+        let start = unsafe { alloc_zeroed(layout) };
+        let start = NonNull::new(start).ok_or(KernelError::OutOfMemory { bytes })?;
+        Ok(Buf { start, bytes, dtype, shape: shape.to_vec() })
     }
 
-    /// A copy of `values` with `shape`.
+    /// A copy of `values`.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] when the shape does not hold exactly `values`, [`KernelError::OutOfMemory`].
     pub fn from_f32(values: &[f32], shape: &[usize]) -> Result<Buf> {
-        expect_shape("Buf::from_f32", "values", &[values.len()], &[shape.iter().product()])?;
-        let mut buf = Buf::zeros(DType::F32, shape);
+        same("Buf::from_f32", "number of values", values.len(), shape.iter().product())?;
+        let mut buf = Buf::zeros(DType::F32, shape)?;
         buf.as_f32_mut()?.copy_from_slice(values);
         Ok(buf)
     }
 
-    fn layout(dtype: DType, shape: &[usize]) -> Layout {
-        let bytes = shape
-            .iter()
-            .try_fold(dtype.size(), |product, &dim| product.checked_mul(dim))
-            .expect("a buffer's size fits the address space");
-        Layout::from_size_align(bytes, ALIGN).expect("a buffer's size fits the address space")
+    fn layout(bytes: usize) -> Result<Layout> {
+        let rounded = bytes.max(1).checked_next_multiple_of(ALIGN).ok_or(KernelError::OutOfMemory { bytes })?;
+        Layout::from_size_align(rounded, ALIGN).map_err(|_| KernelError::OutOfMemory { bytes })
     }
 
-    /// The element type.
+    /// Element type.
+    #[must_use]
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// The dimensions, outermost first.
+    /// Extents, outermost first.
+    #[must_use]
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// The number of elements.
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
+    /// Bytes that it spans.
+    #[must_use]
+    pub fn byte_len(&self) -> usize {
+        self.bytes
     }
 
-    /// Whether there are no elements.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// All bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `start` points to at least `bytes` initialised (zeroed) bytes that live as long as self.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes) }
     }
 
-    /// The size in bytes.
-    pub fn bytes(&self) -> usize {
-        self.len() * self.dtype.size()
+    /// All bytes, to write.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
 
-    pub(crate) fn slice<T: Element>(&self) -> Result<&[T]> {
-        self.expect_dtype(T::DTYPE)?;
-        // SAFETY: the dtype was just checked, the allocation holds len() initialised elements and is 64-byte aligned.
-        Ok(unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.len()) })
-    }
-
-    pub(crate) fn slice_mut<T: Element>(&mut self) -> Result<&mut [T]> {
-        self.expect_dtype(T::DTYPE)?;
-        // SAFETY: as in `slice`, and &mut self makes the borrow exclusive.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.len()) })
-    }
-
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        // SAFETY: the allocation holds bytes() initialised bytes, and every element type is plain bytes.
-        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes()) }
-    }
-
-    pub(crate) fn as_bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `as_bytes`; every bit pattern is a value of every element type.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes()) }
-    }
-
-    fn expect_dtype(&self, expected: DType) -> Result<()> {
+    fn check(&self, expected: DType) -> Result<()> {
         if self.dtype == expected {
-            return Ok(());
+            Ok(())
+        } else {
+            Err(KernelError::DType { op: "Buf", found: self.dtype, expected })
         }
-        Err(KernelError::DType { op: "Buf", what: "the buffer", found: self.dtype, expected })
     }
 
-    /// The elements as `f32`; an error for another dtype.
+    /// The elements as f32.
+    ///
+    /// # Errors
+    /// [`KernelError::DType`].
     pub fn as_f32(&self) -> Result<&[f32]> {
-        self.slice()
+        self.check(DType::F32)?;
+        // SAFETY: the dtype was checked, `bytes` is a multiple of 4, the start is 64-byte aligned, and any bits
+        // are a valid f32.
+        Ok(unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.bytes / 4) })
     }
 
-    /// The elements as `f32`, writable.
+    /// The elements as f32, to write.
+    ///
+    /// # Errors
+    /// [`KernelError::DType`].
     pub fn as_f32_mut(&mut self) -> Result<&mut [f32]> {
-        self.slice_mut()
+        self.check(DType::F32)?;
+        // SAFETY: as in `as_f32`; `&mut self` makes the access exclusive.
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.bytes / 4) })
     }
 
-    /// The elements as `bf16`.
-    pub fn as_bf16(&self) -> Result<&[bf16]> {
-        self.slice()
+    /// A two-dimensional f32 buffer as a view `[rows, cols]`.
+    ///
+    /// # Errors
+    /// [`KernelError::DType`], or [`KernelError::Shape`] when it has another rank.
+    pub fn view(&self) -> Result<View<'_>> {
+        same("Buf::view", "rank", self.shape.len(), 2)?;
+        View::new(self.as_f32()?, self.shape[0], self.shape[1])
     }
 
-    /// The elements as `u32`.
-    pub fn as_u32(&self) -> Result<&[u32]> {
-        self.slice()
+    /// A two-dimensional f32 buffer as a view `[rows, cols]`, to write.
+    ///
+    /// # Errors
+    /// As [`Buf::view`].
+    pub fn view_mut(&mut self) -> Result<ViewMut<'_>> {
+        same("Buf::view_mut", "rank", self.shape.len(), 2)?;
+        let (rows, cols) = (self.shape[0], self.shape[1]);
+        ViewMut::new(self.as_f32_mut()?, rows, cols)
     }
 
-    /// The elements as `u32`, writable.
-    pub fn as_u32_mut(&mut self) -> Result<&mut [u32]> {
-        self.slice_mut()
+    /// The first `rows` rows of a two-dimensional f32 buffer.
+    ///
+    /// # Errors
+    /// As [`Buf::view`], and when there are fewer rows.
+    pub fn head(&self, rows: usize) -> Result<View<'_>> {
+        self.view()?.rows(0, rows)
     }
 
-    fn rows_cols(&self) -> (usize, usize) {
-        match self.shape.split_last() {
-            None => (1, 1),
-            Some((&cols, leading)) => (leading.iter().product(), cols),
-        }
-    }
-
-    /// The buffer as a matrix `[product of the leading dimensions, last dimension]`.
-    pub fn view(&self) -> View<'_> {
-        let (rows, cols) = self.rows_cols();
-        // SAFETY: the allocation holds rows * cols elements of the dtype and outlives the borrow of self.
-        unsafe { View::from_raw(self.ptr.as_ptr(), self.dtype, rows, cols, cols) }
-    }
-
-    /// The buffer as a writable matrix `[product of the leading dimensions, last dimension]`.
-    pub fn view_mut(&mut self) -> ViewMut<'_> {
-        let (rows, cols) = self.rows_cols();
-        // SAFETY: as in `view`, and &mut self makes the borrow exclusive.
-        unsafe { ViewMut::from_raw(self.ptr.as_ptr(), self.dtype, rows, cols, cols) }
+    /// The first `rows` rows of a two-dimensional f32 buffer, to write.
+    ///
+    /// # Errors
+    /// As [`Buf::view`], and when there are fewer rows.
+    pub fn head_mut(&mut self, rows: usize) -> Result<ViewMut<'_>> {
+        self.view_mut()?.into_rows(0, rows)
     }
 }
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        let layout = Self::layout(self.dtype, &self.shape);
-        if layout.size() != 0 {
-            // SAFETY: a nonzero layout means that `zeros` allocated it with the same dtype and shape.
-            unsafe { dealloc(self.ptr.as_ptr(), layout) }
+        if let Ok(layout) = Self::layout(self.bytes) {
+            // SAFETY: `start` came from `alloc_zeroed` with this same layout, and is freed once.
+            unsafe { dealloc(self.start.as_ptr(), layout) }
         }
     }
 }
 
-#[repr(align(64))]
-struct Aligned;
+/// A read-only f32 matrix `[rows, cols]`; rows lie `stride` elements apart.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_buffer_is_zeroed_and_aligned() {
-        let buf = Buf::zeros(DType::F32, &[3, 5]);
-        assert_eq!(buf.as_f32().unwrap(), [0.0; 15]);
-        assert_eq!(buf.as_f32().unwrap().as_ptr() as usize % ALIGN, 0);
-        assert_eq!((buf.view().rows_len(), buf.view().cols_len()), (3, 5));
+impl<'a> View<'a> {
+    /// `data` as `[rows, cols]` without gaps.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`].
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Result<View<'a>> {
+        same("View::new", "number of values", data.len(), rows * cols)?;
+        Ok(View { data, rows, cols, stride: cols })
     }
 
-    #[test]
-    fn reading_as_another_dtype_is_an_error() {
-        assert!(Buf::zeros(DType::U32, &[4]).as_f32().is_err());
+    /// Number of rows.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.rows
     }
 
-    #[test]
-    fn an_empty_buffer_can_be_viewed_and_dropped() {
-        let buf = Buf::zeros(DType::F32, &[0, 7]);
-        assert!(buf.as_f32().unwrap().is_empty());
-        assert_eq!(buf.view().rows_len(), 0);
+    /// Number of columns.
+    #[must_use]
+    pub fn n_cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Elements between the starts of two rows.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Row `at`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    #[must_use]
+    pub fn row(&self, at: usize) -> &'a [f32] {
+        &self.data[at * self.stride..at * self.stride + self.cols]
+    }
+
+    /// Rows `from..to`.
+    ///
+    /// # Errors
+    /// [`KernelError::Index`].
+    pub fn rows(&self, from: usize, to: usize) -> Result<View<'a>> {
+        if from > to || to > self.rows {
+            return Err(KernelError::Index { op: "View::rows", what: "row", index: to, bound: self.rows + 1 });
+        }
+        let data = if from == to { &[] } else { &self.data[from * self.stride..] };
+        Ok(View { data, rows: to - from, cols: self.cols, stride: self.stride })
+    }
+
+    /// Columns `from..to`.
+    ///
+    /// # Errors
+    /// [`KernelError::Index`].
+    pub fn cols(&self, from: usize, to: usize) -> Result<View<'a>> {
+        if from > to || to > self.cols {
+            return Err(KernelError::Index { op: "View::cols", what: "column", index: to, bound: self.cols + 1 });
+        }
+        let data = if self.rows == 0 { &[] } else { &self.data[from..] };
+        Ok(View { data, rows: self.rows, cols: to - from, stride: self.stride })
+    }
+
+    pub(crate) fn ptr(&self) -> *const f32 {
+        self.data.as_ptr()
+    }
+}
+
+/// A writable f32 matrix `[rows, cols]`; rows lie `stride` elements apart.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl<'a> ViewMut<'a> {
+    /// `data` as `[rows, cols]` without gaps.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`].
+    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Result<ViewMut<'a>> {
+        same("ViewMut::new", "number of values", data.len(), rows * cols)?;
+        Ok(ViewMut { data, rows, cols, stride: cols })
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn n_rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    #[must_use]
+    pub fn n_cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Row `at`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&mut self, at: usize) -> &mut [f32] {
+        &mut self.data[at * self.stride..at * self.stride + self.cols]
+    }
+
+    /// The same window, read-only.
+    #[must_use]
+    pub fn as_view(&self) -> View<'_> {
+        View { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
+    }
+
+    /// The same window, borrowed again.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { data: self.data, rows: self.rows, cols: self.cols, stride: self.stride }
+    }
+
+    /// Rows `from..to`.
+    ///
+    /// # Errors
+    /// [`KernelError::Index`].
+    pub fn into_rows(self, from: usize, to: usize) -> Result<ViewMut<'a>> {
+        if from > to || to > self.rows {
+            return Err(KernelError::Index { op: "ViewMut::rows", what: "row", index: to, bound: self.rows + 1 });
+        }
+        let data = if from == to { &mut [] } else { &mut self.data[from * self.stride..] };
+        Ok(ViewMut { data, rows: to - from, cols: self.cols, stride: self.stride })
+    }
+
+    pub(crate) fn raw(&mut self) -> RawRows {
+        RawRows { start: self.data.as_mut_ptr(), stride: self.stride }
+    }
+}
+
+/// The start of a writable matrix, for workers that write disjoint parts of it.
+#[derive(Clone, Copy)]
+pub(crate) struct RawRows {
+    start: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: a RawRows is only made from an exclusive ViewMut that outlives the parallel region; every op hands each
+// worker parts (rows or column ranges) that no other worker touches.
+unsafe impl Send for RawRows {}
+// SAFETY: as for Send.
+unsafe impl Sync for RawRows {}
+
+impl RawRows {
+    /// Where `[row, col]` is. The caller keeps both inside the view that this came from.
+    pub(crate) fn at(self, row: usize, col: usize) -> *mut f32 {
+        // Address arithmetic only; the access is the caller's.
+        self.start.wrapping_add(row * self.stride + col)
     }
 }

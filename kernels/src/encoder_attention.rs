@@ -1,24 +1,15 @@
-//! Bidirectional attention over whole sequences, for encoders.
+//! Bidirectional attention of an encoder over sequences packed one after another.
 
-use crate::error::{KernelError, Result, expect_shape};
-use crate::view::{Matrix, MatrixMut};
-use crate::{Exec, View, ViewMut, Workspace, cpu};
+use crate::buf::{RawRows, View, ViewMut};
+use crate::cpu::attention::{AttentionJob, Block, MAX_DIM, MAX_ROWS, Query, attend};
+use crate::error::{KernelError, Result, at_least, inside, same};
+use crate::exec::Exec;
+use crate::workspace::Workspace;
 
-/// What a call of [`encoder_attention`] computes, checked.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct EncoderAttention<'a> {
-    pub(crate) qkv: Matrix<'a>,
-    pub(crate) heads: usize,
-    pub(crate) head_dim: usize,
-    pub(crate) cu_seqlens: &'a [u32],
-    pub(crate) scale: f32,
-}
-
-/// `out[t, h] = softmax(scale * q[t, h] K^T) V` over the sequence of `t`.
+/// `out [T, heads * D]` from `qkv [T, 3 * heads * D]`; sequence `i` is rows `cu_seqlens[i]..cu_seqlens[i + 1]`.
 ///
-/// `qkv` is `[T, 3 * heads * head_dim]`, `out` `[T, heads * head_dim]`; sequence `i` is the rows
-/// `cu_seqlens[i]..cu_seqlens[i + 1]`.
-#[allow(clippy::too_many_arguments)]
+/// # Errors
+/// [`KernelError`] when shapes do not agree or the workspace is too small.
 pub fn encoder_attention(
     exec: &Exec,
     ws: &mut Workspace,
@@ -30,52 +21,152 @@ pub fn encoder_attention(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "encoder_attention";
-    let _ = ws;
-    let qkv = qkv.f32(OP, "qkv")?;
-    let mut out = out.f32(OP, "out")?;
-    expect_shape(OP, "qkv", &[qkv.rows, qkv.cols], &[out.rows, 3 * heads * head_dim])?;
-    expect_shape(OP, "out", &[out.cols], &[heads * head_dim])?;
-    check_cu_seqlens(OP, cu_seqlens, qkv.rows)?;
-    let call = EncoderAttention { qkv, heads, head_dim, cu_seqlens, scale };
-    match exec {
-        Exec::Simd(team) if cpu::attention::supports(head_dim) => cpu::attention::encoder(team, &call, &mut out),
-        _ => call.reference(&mut out),
+    let hidden = heads * head_dim;
+    same(OP, "columns of qkv", qkv.n_cols(), 3 * hidden)?;
+    same(OP, "columns of out", out.n_cols(), hidden)?;
+    same(OP, "rows of out", out.n_rows(), qkv.n_rows())?;
+    if head_dim > MAX_DIM || head_dim == 0 {
+        return Err(KernelError::Unsupported { op: OP, what: "a head dimension", value: head_dim });
     }
+    let mut last = 0;
+    for end in cu_seqlens {
+        inside(OP, "sequence end", *end as usize, qkv.n_rows() + 1)?;
+        at_least(OP, "sequence end", *end as usize, last)?;
+        last = *end as usize;
+    }
+    let sequences = cu_seqlens.len().saturating_sub(1);
+    let padded = head_dim.next_multiple_of(16);
+    // A sequence's blocks start at its first row rounded up, plus one block for each sequence before it.
+    let start = |seq: usize| (cu_seqlens[seq] as usize).div_ceil(16) + seq;
+    let blocks = if sequences == 0 { 0 } else { start(sequences) + 1 };
+    let per_block = heads * (head_dim + padded) * 16;
+    at_least(OP, "attention workspace", ws.attention.byte_len() / 4, blocks * per_block)?;
+    let scratch = Scratch(ws.attention.as_f32_mut()?.as_mut_ptr());
+    let raw = out.raw();
+    exec.each(sequences * heads, &|task| {
+        let (seq, head) = (task / heads, task % heads);
+        let rows = cu_seqlens[seq] as usize..cu_seqlens[seq + 1] as usize;
+        let at = |index: usize| (start(seq) + index) * per_block + head * (head_dim + padded) * 16;
+        // SAFETY: the workspace holds `blocks` blocks (checked), blocks of different sequences do not overlap
+        // (`start` leaves a block between them), heads lie apart, and a task is one sequence and head.
+        unsafe {
+            let base = scratch.get();
+            for (offset, row) in rows.clone().enumerate() {
+                let to = base.add(at(offset / 16));
+                let source = qkv.row(row);
+                let key = &source[hidden + head * head_dim..][..head_dim];
+                let value = &source[2 * hidden + head * head_dim..][..head_dim];
+                for (d, x) in key.iter().enumerate() {
+                    *to.add(d * 16 + offset % 16) = *x;
+                }
+                let to = to.add(head_dim * 16 + offset % 16 * padded);
+                std::ptr::copy_nonoverlapping(value.as_ptr(), to, head_dim);
+                std::ptr::write_bytes(to.add(head_dim), 0, padded - head_dim);
+            }
+            let block = |index: usize| {
+                let keys = base.add(at(index)).cast_const();
+                Block { keys, values: keys.add(head_dim * 16) }
+            };
+            attend_rows(qkv, raw, rows, head * head_dim, head_dim, scale, &block);
+        }
+    });
     Ok(())
 }
 
-/// `Ok` when the offsets ascend from 0 to `rows`.
-pub(crate) fn check_cu_seqlens(op: &'static str, cu_seqlens: &[u32], rows: usize) -> Result<()> {
-    if cu_seqlens.is_empty() || cu_seqlens[0] != 0 || !cu_seqlens.is_sorted() {
-        return Err(KernelError::Unsupported { op, reason: "cu_seqlens must ascend from 0".into() });
+/// # Safety
+/// `block` covers all rows; columns `column..column + head_dim` of these rows of `out` are the caller's alone.
+unsafe fn attend_rows(
+    qkv: View<'_>,
+    out: RawRows,
+    rows: std::ops::Range<usize>,
+    column: usize,
+    head_dim: usize,
+    scale: f32,
+    block: &dyn Fn(usize) -> Block,
+) {
+    let len = rows.len();
+    let mut at = rows.start;
+    while at < rows.end {
+        let end = (at + MAX_ROWS).min(rows.end);
+        let mut queries =
+            [Query { q: std::ptr::null(), out: std::ptr::null_mut(), from: 0, to: len }; MAX_ROWS];
+        for (query, row) in queries.iter_mut().zip(at..end) {
+            query.q = qkv.row(row)[column..].as_ptr();
+            query.out = out.at(row, column);
+        }
+        let job = AttentionJob {
+            queries: &queries[..end - at],
+            head_dim,
+            padded: head_dim.next_multiple_of(16),
+            scale,
+            block,
+        };
+        // SAFETY: the caller's contract.
+        unsafe { attend(&job) };
+        at = end;
     }
-    expect_shape(op, "the last of cu_seqlens", &[cu_seqlens[cu_seqlens.len() - 1] as usize], &[rows])
 }
 
-impl EncoderAttention<'_> {
-    pub(crate) fn reference(&self, out: &mut MatrixMut<'_>) {
-        let (dim, hidden) = (self.head_dim, self.heads * self.head_dim);
-        for bounds in self.cu_seqlens.windows(2) {
-            let rows = bounds[0] as usize..bounds[1] as usize;
-            for (t, head) in rows.clone().flat_map(|t| (0..self.heads).map(move |head| (t, head))) {
-                let part = |t: usize, which: usize| &self.qkv.row(t)[which * hidden + head * dim..][..dim];
-                let score = |p: usize| {
-                    part(t, 0).iter().zip(part(p, 1)).map(|(q, k)| q * k).sum::<f32>() * self.scale
-                };
-                let largest = rows.clone().map(score).fold(f32::NEG_INFINITY, f32::max);
-                let out = &mut out.row(t)[head * dim..(head + 1) * dim];
-                out.fill(0.0);
-                let mut total = 0.0;
-                for p in rows.clone() {
-                    let weight = (score(p) - largest).exp();
-                    total += weight;
-                    out.iter_mut().zip(part(p, 2)).for_each(|(out, v)| *out += weight * v);
-                }
-                out.iter_mut().for_each(|out| *out /= total);
-            }
-        }
+struct Scratch(*mut f32);
+// SAFETY: every task writes blocks of its own sequence and head only.
+unsafe impl Sync for Scratch {}
+impl Scratch {
+    fn get(&self) -> *mut f32 {
+        self.0
     }
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::check::fill;
+
+    fn run(qkv: &[f32], heads: usize, dim: usize, cu: &[u32]) -> Vec<f32> {
+        let rows = *cu.last().expect("some") as usize;
+        let mut ws = Workspace::new(1, 32)
+            .and_then(|ws| ws.with_encoder_attention(rows, cu.len(), heads * dim))
+            .expect("workspace");
+        let mut out = vec![0.0; rows * heads * dim];
+        encoder_attention(
+            &Exec::simd(2),
+            &mut ws,
+            View::new(qkv, rows, 3 * heads * dim).expect("qkv"),
+            heads,
+            dim,
+            cu,
+            0.3,
+            ViewMut::new(&mut out, rows, heads * dim).expect("out"),
+        )
+        .expect("attends");
+        out
+    }
+
+    #[test]
+    fn a_batch_equals_each_alone_and_plain_attention() {
+        for (heads, dim) in [(2, 32), (3, 8), (2, 20)] {
+            let width = 3 * heads * dim;
+            let cu = [0_u32, 1, 40, 40, 57];
+            let qkv = fill(57 * width, 1);
+            let all = run(&qkv, heads, dim, &cu);
+            for pair in cu.windows(2) {
+                let (from, to) = (pair[0] as usize, pair[1] as usize);
+                if from < to {
+                    let alone = run(&qkv[from * width..to * width], heads, dim, &[0, (to - from) as u32]);
+                    assert_eq!(alone, all[from * heads * dim..to * heads * dim]);
+                }
+            }
+            let (row, head) = (20, 1);
+            let at = |row: usize, part: usize, d: usize| {
+                f64::from(qkv[row * width + part * heads * dim + head * dim + d])
+            };
+            let scores: Vec<f64> = (1..40)
+                .map(|key| (0.3 * (0..dim).map(|d| at(row, 0, d) * at(key, 1, d)).sum::<f64>()).exp())
+                .collect();
+            let total: f64 = scores.iter().sum();
+            for d in 0..dim {
+                let expected: f64 = (1..40).zip(&scores).map(|(key, s)| s / total * at(key, 2, d)).sum();
+                assert!((f64::from(all[(row * heads + head) * dim + d]) - expected).abs() < 1e-5);
+            }
+        }
+    }
+}

@@ -1,96 +1,74 @@
-//! What an operation answers when its arguments do not fit together.
+//! What an op refuses.
 
-use crate::DType;
+/// Result of an op.
+pub type Result<T> = std::result::Result<T, KernelError>;
 
-/// The result of every operation of this crate.
-pub type Result<T, E = KernelError> = std::result::Result<T, E>;
-
-/// Why an operation refused its arguments. Operations check before they compute: an error leaves outputs untouched.
+/// Arguments that an op cannot work with. Each names the op.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
 pub enum KernelError {
-    /// A shape differs from what the other arguments imply.
-    #[error("{op}: {what} is {found:?}, expected {expected:?}")]
+    /// Two shapes that must agree do not.
+    #[error("{op}: {what} is {found}, expected {expected}")]
     Shape {
-        /// The operation.
+        /// The op.
         op: &'static str,
-        /// The argument.
+        /// Which extent.
         what: &'static str,
-        /// The shape that was passed.
-        found: Vec<usize>,
-        /// The shape that fits.
-        expected: Vec<usize>,
+        /// What it is.
+        found: usize,
+        /// What it must be.
+        expected: usize,
     },
-    /// An element type that the operation does not compute with.
-    #[error("{op}: {what} is {found:?}, expected {expected:?}")]
-    DType {
-        /// The operation.
-        op: &'static str,
-        /// The argument.
-        what: &'static str,
-        /// The type that was passed.
-        found: DType,
-        /// The type that fits.
-        expected: DType,
-    },
-    /// An index (token id, position, slot, block, row) outside its range.
-    #[error("{op}: {what} {index} is not below {limit}")]
+    /// An index points outside.
+    #[error("{op}: {what} {index} is outside of {bound}")]
     Index {
-        /// The operation.
+        /// The op.
         op: &'static str,
-        /// What the index names.
+        /// What was indexed.
         what: &'static str,
-        /// The index that was passed.
+        /// The index.
         index: usize,
         /// The first index that is too large.
-        limit: usize,
+        bound: usize,
     },
-    /// The workspace was built for smaller inputs.
-    #[error("{op}: needs a workspace of {rows} rows x {k}, this one is {max_rows} x {max_k}")]
-    Workspace {
-        /// The operation.
-        op: &'static str,
-        /// Rows that the call needs.
-        rows: usize,
-        /// Row length that the call needs.
-        k: usize,
-        /// Rows that the workspace has.
-        max_rows: usize,
-        /// Row length that the workspace has.
-        max_k: usize,
-    },
-    /// A request that this crate does not implement.
-    #[error("{op}: {reason}")]
+    /// A value that the op does not support.
+    #[error("{op}: {what} of {value} is not supported")]
     Unsupported {
-        /// The operation.
+        /// The op.
         op: &'static str,
-        /// What is missing, in words.
-        reason: String,
+        /// Which parameter.
+        what: &'static str,
+        /// Its value.
+        value: usize,
+    },
+    /// An element type other than the one needed.
+    #[error("{op}: element type is {found:?}, expected {expected:?}")]
+    DType {
+        /// The op.
+        op: &'static str,
+        /// What it is.
+        found: crate::DType,
+        /// What it must be.
+        expected: crate::DType,
+    },
+    /// Memory could not be had.
+    #[error("cannot allocate {bytes} bytes")]
+    OutOfMemory {
+        /// How much was asked for.
+        bytes: usize,
     },
 }
 
-/// `Ok` when the two shapes agree, the named error when not.
-pub(crate) fn expect_shape(
-    op: &'static str,
-    what: &'static str,
-    found: &[usize],
-    expected: &[usize],
-) -> Result<()> {
-    if found == expected {
-        return Ok(());
-    }
-    Err(KernelError::Shape { op, what, found: found.to_vec(), expected: expected.to_vec() })
+/// `found == expected`, or [`KernelError::Shape`].
+pub(crate) fn same(op: &'static str, what: &'static str, found: usize, expected: usize) -> Result<()> {
+    if found == expected { Ok(()) } else { Err(KernelError::Shape { op, what, found, expected }) }
 }
 
-/// `Ok` when every index lies below `limit`.
-pub(crate) fn expect_below(
-    op: &'static str,
-    what: &'static str,
-    indices: &[u32],
-    limit: usize,
-) -> Result<()> {
-    match indices.iter().find(|&&i| i as usize >= limit) {
-        None => Ok(()),
-        Some(&i) => Err(KernelError::Index { op, what, index: i as usize, limit }),
-    }
+/// `found >= least`, or [`KernelError::Shape`].
+pub(crate) fn at_least(op: &'static str, what: &'static str, found: usize, least: usize) -> Result<()> {
+    if found >= least { Ok(()) } else { Err(KernelError::Shape { op, what, found, expected: least }) }
+}
+
+/// `index < bound`, or [`KernelError::Index`].
+pub(crate) fn inside(op: &'static str, what: &'static str, index: usize, bound: usize) -> Result<()> {
+    if index < bound { Ok(()) } else { Err(KernelError::Index { op, what, index, bound }) }
 }

@@ -1,115 +1,109 @@
-//! Which rows each expert computes: a counting sort of (token, rank) pairs by expert.
+//! Which rows go to which expert.
 
-use crate::error::{KernelError, Result, expect_below, expect_shape};
+use crate::error::{Result, at_least, inside};
 
-/// (token, rank) pairs sorted by expert, each expert's in token order.
+/// Rows sorted by expert: the token–expert alignment of a step.
+///
+/// A worked example: 2 tokens, 2 experts each, of 3 experts; ids `[2, 0 | 0, 1]`. The flat (token, rank) pairs sort to
+/// expert 0: pairs 1, 2; expert 1: pair 3; expert 2: pair 0. So `offsets = [0, 2, 3, 4]`, `tokens = [0, 1, 1, 0]`
+/// (pair / k), and `position` of pairs 0..4 is `[3, 0, 1, 2]`.
 #[derive(Debug)]
 pub struct ExpertGroups {
-    /// Where each expert's rows start, and the end: `[experts + 1]`.
-    offsets: Vec<u32>,
-    /// Per sorted row: the token.
-    tokens: Vec<u32>,
-    /// Per token and rank (`token * k + rank`): its sorted row.
-    positions: Vec<u32>,
     k: usize,
-    max_rows: usize,
+    offsets: Vec<u32>,
+    tokens: Vec<u32>,
+    position: Vec<u32>,
+    max_pairs: usize,
+    rows: usize,
+    dense: bool,
 }
 
 impl ExpertGroups {
-    /// Memory for up to `max_tokens` tokens of `k` experts each, of `experts`.
+    /// Room for `max_tokens` tokens with `k` experts each.
+    #[must_use]
     pub fn new(max_tokens: usize, k: usize, experts: usize) -> ExpertGroups {
-        let max_rows = max_tokens * k;
+        let max_pairs = max_tokens * k;
         ExpertGroups {
-            offsets: Vec::with_capacity(experts + 1),
-            tokens: Vec::with_capacity(max_rows),
-            positions: Vec::with_capacity(max_rows),
             k,
-            max_rows,
+            offsets: vec![0; experts + 1],
+            tokens: vec![0; max_pairs],
+            position: vec![0; max_pairs],
+            max_pairs,
+            rows: 0,
+            dense: false,
         }
     }
 
-    /// All of `tokens` tokens on the one expert of a dense MLP.
+    /// All `tokens` rows to one expert, in order: a dense MLP.
+    #[must_use]
     pub fn single(tokens: usize) -> ExpertGroups {
-        let mut groups = ExpertGroups::new(tokens, 1, 1);
-        groups.offsets.extend([0, tokens as u32]);
-        groups.tokens.extend(0..tokens as u32);
-        groups.positions.extend(0..tokens as u32);
-        groups
+        let offsets = vec![0, tokens as u32];
+        ExpertGroups { k: 1, offsets, tokens: vec![], position: vec![], max_pairs: tokens, rows: tokens, dense: true }
     }
 
-    /// Sorts the pairs of a step: `ids` `[T * k]` are each token's experts in rank order.
-    pub fn align(&mut self, ids: &[u32], k: usize, experts: usize) -> Result<()> {
-        const OP: &str = "ExpertGroups::align";
-        expect_below(OP, "expert", ids, experts)?;
-        if ids.len() > self.max_rows {
-            return Err(KernelError::Index { op: OP, what: "rows", index: ids.len(), limit: self.max_rows + 1 });
+    /// Sets the number of rows of a [`ExpertGroups::single`] grouping.
+    pub fn set_single(&mut self, tokens: usize) {
+        self.rows = tokens;
+        self.offsets[1] = tokens as u32;
+    }
+
+    /// Sorts `ids` `[tokens * k]` by expert, stable in the order of tokens.
+    ///
+    /// # Errors
+    /// [`crate::KernelError`] when there are too many ids or one is no expert.
+    pub fn align(&mut self, ids: &[u32]) -> Result<()> {
+        at_least("expert_groups", "room for pairs", self.max_pairs, ids.len())?;
+        let experts = self.offsets.len() - 1;
+        self.offsets.fill(0);
+        for id in ids {
+            inside("expert_groups", "expert", *id as usize, experts)?;
+            self.offsets[*id as usize + 1] += 1;
         }
-        expect_shape(OP, "ids modulo k", &[ids.len() % k.max(1)], &[0])?;
-        self.k = k;
-        self.offsets.clear();
-        self.offsets.resize(experts + 1, 0);
-        ids.iter().for_each(|&e| self.offsets[e as usize + 1] += 1);
-        (0..experts).for_each(|e| self.offsets[e + 1] += self.offsets[e]);
-        self.tokens.clear();
-        self.tokens.resize(ids.len(), 0);
-        self.positions.clear();
-        self.positions.resize(ids.len(), 0);
-        // Offsets serve as cursors and are shifted back by one expert afterwards.
-        for (i, &e) in ids.iter().enumerate() {
-            let row = self.offsets[e as usize];
-            self.offsets[e as usize] += 1;
-            self.tokens[row as usize] = (i / k) as u32;
-            self.positions[i] = row;
+        for expert in 0..experts {
+            self.offsets[expert + 1] += self.offsets[expert];
+        }
+        // `offsets[e]` serves as the cursor of expert e and ends at the start of e + 1; shifted back below.
+        for (pair, id) in ids.iter().enumerate() {
+            let at = self.offsets[*id as usize];
+            self.offsets[*id as usize] += 1;
+            self.tokens[at as usize] = (pair / self.k) as u32;
+            self.position[pair] = at;
         }
         self.offsets.copy_within(0..experts, 1);
         self.offsets[0] = 0;
+        self.rows = ids.len();
         Ok(())
     }
 
-    /// Sets the groups to `tokens` tokens on one expert, within the memory of [`ExpertGroups::new`].
-    pub fn set_single(&mut self, tokens: usize) -> Result<()> {
-        if tokens > self.max_rows {
-            let limit = self.max_rows + 1;
-            return Err(KernelError::Index { op: "ExpertGroups::set_single", what: "rows", index: tokens, limit });
-        }
-        self.k = 1;
-        self.offsets.clear();
-        self.offsets.extend([0, tokens as u32]);
-        self.tokens.clear();
-        self.tokens.extend(0..tokens as u32);
-        self.positions.clear();
-        self.positions.extend(0..tokens as u32);
-        Ok(())
-    }
-
-    /// The number of experts.
-    pub fn experts(&self) -> usize {
-        self.offsets.len().saturating_sub(1)
-    }
-
-    /// Sorted rows: tokens times experts a token.
+    /// Sorted rows.
+    #[must_use]
     pub fn rows(&self) -> usize {
-        self.tokens.len()
+        self.rows
     }
 
     /// Experts a token.
+    #[must_use]
     pub fn k(&self) -> usize {
         self.k
     }
 
-    /// The sorted rows of expert `e`.
-    pub(crate) fn of(&self, e: usize) -> std::ops::Range<usize> {
-        self.offsets[e] as usize..self.offsets[e + 1] as usize
+    pub(crate) fn experts(&self) -> usize {
+        self.offsets.len() - 1
     }
 
-    /// The token of each sorted row.
-    pub(crate) fn tokens(&self) -> &[u32] {
-        &self.tokens
+    /// The sorted rows of `expert`.
+    pub(crate) fn range(&self, expert: usize) -> std::ops::Range<usize> {
+        self.offsets[expert] as usize..self.offsets[expert + 1] as usize
     }
 
-    /// The sorted rows of a token, in rank order.
-    pub(crate) fn positions(&self, token: usize) -> &[u32] {
-        &self.positions[token * self.k..(token + 1) * self.k]
+    /// The token of each sorted row; `None` for the identity.
+    pub(crate) fn tokens(&self) -> Option<&[u32]> {
+        (!self.dense).then_some(&self.tokens[..self.rows])
+    }
+
+    /// The sorted row of each (token, rank) pair.
+    pub(crate) fn position(&self) -> &[u32] {
+        &self.position[..if self.dense { 0 } else { self.rows }]
     }
 }
 
@@ -118,13 +112,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_are_sorted_by_expert_and_keep_their_token_order() {
-        let mut groups = ExpertGroups::new(3, 2, 4);
-        groups.align(&[2, 0, 0, 3, 2, 3], 2, 4).unwrap();
-        assert_eq!(groups.offsets, [0, 2, 2, 4, 6]);
-        assert_eq!(groups.tokens, [0, 1, 0, 2, 1, 2]);
-        assert_eq!(groups.positions(1), [1, 4]);
-        assert!(groups.align(&[4, 0], 2, 4).is_err());
-        assert!(groups.align(&[0; 8], 2, 4).is_err());
+    fn the_worked_example_holds() {
+        let mut groups = ExpertGroups::new(4, 2, 3);
+        groups.align(&[2, 0, 0, 1]).expect("aligns");
+        assert_eq!(groups.offsets, [0, 2, 3, 4]);
+        assert_eq!(groups.tokens(), Some(&[0, 1, 1, 0][..]));
+        assert_eq!(groups.position(), [3, 0, 1, 2]);
+        assert!(groups.align(&[3, 0]).is_err());
     }
 }

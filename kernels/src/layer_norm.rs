@@ -1,11 +1,16 @@
-//! Layer normalisation, with the residual addition before it (BERT and XLM-R encoders).
+//! `out = (x + residual - mean) / std * weight + bias`.
 
-use crate::error::{Result, expect_shape};
-use crate::{Exec, View, ViewMut, cpu};
+use crate::buf::{View, ViewMut};
+use crate::cpu::{Isa, dispatch, math};
+use crate::error::{Result, same};
+use crate::exec::{Exec, share};
 
-/// `out = (v - mean(v)) / sqrt(var(v) + eps) * weight + bias` a row, where `v = x + residual`.
+/// Layer norm of each row (Ba et al. 2016), optionally of the sum with a residual.
 ///
-/// `x`, `residual` and `out` are `[T, H]`; `weight` and `bias` are `[H]`.
+/// `x`, `residual` and `out` are `[T, H]`, `weight` and `bias` are `[H]`.
+///
+/// # Errors
+/// [`crate::KernelError::Shape`].
 pub fn layer_norm(
     exec: &Exec,
     x: View<'_>,
@@ -16,36 +21,88 @@ pub fn layer_norm(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "layer_norm";
-    let x = x.f32(OP, "x")?;
-    let residual = residual.map(|residual| residual.f32(OP, "residual")).transpose()?;
-    let mut out = out.f32(OP, "out")?;
-    expect_shape(OP, "out", &[out.rows, out.cols], &[x.rows, x.cols])?;
-    expect_shape(OP, "weight", &[weight.len()], &[x.cols])?;
-    expect_shape(OP, "bias", &[bias.len()], &[x.cols])?;
+    same(OP, "weight", weight.len(), x.n_cols())?;
+    same(OP, "bias", bias.len(), x.n_cols())?;
+    same(OP, "rows of out", out.n_rows(), x.n_rows())?;
+    same(OP, "columns of out", out.n_cols(), x.n_cols())?;
     if let Some(residual) = &residual {
-        expect_shape(OP, "residual", &[residual.rows, residual.cols], &[x.rows, x.cols])?;
+        same(OP, "rows of residual", residual.n_rows(), x.n_rows())?;
+        same(OP, "columns of residual", residual.n_cols(), x.n_cols())?;
     }
-    if let Exec::Simd(team) = exec {
-        cpu::norms::layer_norm(team, x, residual, weight, bias, eps, &mut out);
-        return Ok(());
-    }
-    for t in 0..x.rows {
-        let out = out.row(t);
-        out.copy_from_slice(x.row(t));
-        if let Some(residual) = &residual {
-            out.iter_mut().zip(residual.row(t)).for_each(|(o, r)| *o += r);
+    let (rows, h) = (x.n_rows(), x.n_cols());
+    let out = out.raw();
+    let one = |row: usize| {
+        // SAFETY: row < rows of out, which has h columns; each row belongs to one worker.
+        unsafe {
+            let out = std::slice::from_raw_parts_mut(out.at(row, 0), h);
+            norm_row(x.row(row), residual.map(|residual| residual.row(row)), weight, bias, eps, out);
         }
-        reference(weight, bias, eps, out);
+    };
+    if rows < 16 {
+        (0..rows).for_each(one);
+    } else {
+        exec.run(&|worker, workers| share(rows, 1, worker, workers).for_each(one));
     }
     Ok(())
 }
 
-pub(crate) fn reference(weight: &[f32], bias: &[f32], eps: f32, v: &mut [f32]) {
-    let len = v.len() as f64;
-    let mean = v.iter().map(|&v| f64::from(v)).sum::<f64>() / len;
-    let variance = v.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / len;
-    let scale = 1.0 / (variance + f64::from(eps)).sqrt();
-    for ((v, weight), bias) in v.iter_mut().zip(weight).zip(bias) {
-        *v = ((f64::from(*v) - mean) * scale) as f32 * weight + bias;
+dispatch!(
+    /// # Safety
+    /// None beyond the slices being of one length.
+    unsafe fn norm_row(x: &[f32], residual: Option<&[f32]>, weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = norm_row_inner
+);
+
+#[inline(always)]
+unsafe fn norm_row_inner<S: Isa>(
+    x: &[f32],
+    residual: Option<&[f32]>,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    match residual {
+        Some(residual) => out.iter_mut().zip(x).zip(residual).for_each(|((out, x), r)| *out = x + r),
+        None => out.copy_from_slice(x),
+    }
+    let h = out.len() as f32;
+    let mean = math::sum_of(out, |x| x) / h;
+    let variance = math::sum_of(out, |x| (x - mean) * (x - mean)) / h;
+    let scale = 1.0 / (variance + eps).sqrt();
+    for ((out, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
+        *out = ((*out - mean) * scale).mul_add(*weight, *bias);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::fill;
+
+    #[test]
+    fn it_normalises_the_sum() {
+        for (rows, h) in [(1, 1), (2, 17), (20, 384)] {
+            let (x, r, w, b) = (fill(rows * h, 1), fill(rows * h, 2), fill(h, 3), fill(h, 4));
+            let mut out = vec![0.0; rows * h];
+            layer_norm(
+                &Exec::simd(2),
+                View::new(&x, rows, h).expect("x"),
+                Some(View::new(&r, rows, h).expect("r")),
+                &w,
+                &b,
+                1e-5,
+                ViewMut::new(&mut out, rows, h).expect("out"),
+            )
+            .expect("norm");
+            for row in 0..rows {
+                let s: Vec<f64> = (0..h).map(|c| f64::from(x[row * h + c] + r[row * h + c])).collect();
+                let mean = s.iter().sum::<f64>() / h as f64;
+                let var = s.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / h as f64;
+                for c in 0..h {
+                    let expected = (s[c] - mean) / (var + 1e-5).sqrt() * f64::from(w[c]) + f64::from(b[c]);
+                    assert!((f64::from(out[row * h + c]) - expected).abs() < 1e-4);
+                }
+            }
+        }
     }
 }

@@ -1,16 +1,19 @@
-//! `out[m, n] = sum over k of x[m, k] * w[n, k]`, plus a bias, plus what was there.
+//! `out [M, N] = x [M, K] · w [N, K]ᵀ (+ bias) (+ out)`.
+//!
+//! Panels are shared out over the team; each output is one sequential sum over K, so the result of a row depends on
+//! nothing but the row.
 
-use crate::error::{Result, expect_shape};
-use crate::view::{Matrix, MatrixMut};
-use crate::workspace::Quantized;
-use crate::{Exec, Packed, View, ViewMut, Workspace, cpu};
+use crate::buf::{RawRows, View, ViewMut};
+use crate::cpu::{float, int};
+use crate::error::{KernelError, Result, at_least, same};
+use crate::exec::{Exec, share};
+use crate::pack::{Packed, Segment, WeightFormat, unpack_row};
+use crate::workspace::{Quantized, Workspace};
 
-/// The product of activations `x` `[M, K]` with packed weights `[N, K]`: `out` `[M, N]` is set, or added to.
+/// The dense product.
 ///
-/// Each output is one chain of fused multiply-adds in order of k, from 0, then `+ bias`, then added to `out` if `add`:
-/// the same bits for every M, row and number of threads. For integer formats `x` is quantised first, 32 values a
-/// scale; the dot product of a group is exact and the chain runs over groups.
-#[allow(clippy::too_many_arguments)]
+/// # Errors
+/// [`KernelError`] when shapes do not agree or the workspace is too small.
 pub fn matmul(
     exec: &Exec,
     ws: &mut Workspace,
@@ -21,77 +24,257 @@ pub fn matmul(
     add: bool,
 ) -> Result<()> {
     const OP: &str = "matmul";
-    let x = x.f32(OP, "x")?;
-    let mut out = out.f32(OP, "out")?;
-    expect_shape(OP, "x", &[x.rows, x.cols], &[out.rows, w.k])?;
-    expect_shape(OP, "out", &[out.rows, out.cols], &[x.rows, w.n])?;
+    same(OP, "columns of x", x.n_cols(), w.k())?;
+    same(OP, "rows of out", out.n_rows(), x.n_rows())?;
+    same(OP, "columns of out", out.n_cols(), w.n())?;
     if let Some(bias) = bias {
-        expect_shape(OP, "bias", &[bias.len()], &[w.n])?;
+        same(OP, "bias", bias.len(), w.n())?;
     }
-    let epilogue = Epilogue { bias, add };
-    let input = if w.format.is_integer() {
-        ws.check(OP, x.rows, x.cols)?;
-        Input::Quantized(ws.quantize(exec, x))
-    } else {
-        Input::Float(x)
-    };
-    match exec {
-        Exec::Reference => reference(input, w, &epilogue, &mut out),
-        Exec::Simd(team) => cpu::gemm::matmul(team, input, w, &epilogue, &mut out),
+    if w.is_gated() {
+        return Err(KernelError::Unsupported { op: OP, what: "gated weights, rows", value: w.n() });
     }
+    let rows = x.n_rows();
+    let stride = ws.max_k;
+    let task = Product { x, quantized: quantize_if_needed(exec, ws, x, std::slice::from_ref(w))?, stride };
+    task.run(exec, w, 0..rows, None, bias, out.raw(), add);
     Ok(())
 }
 
-/// Activations in the form that a weight format multiplies with.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Input<'a> {
-    Float(Matrix<'a>),
-    Quantized(Quantized<'a>),
+/// Quantises `x` when any of `weights` is made of integers.
+pub(crate) fn quantize_if_needed<'a>(
+    exec: &Exec,
+    ws: &'a mut Workspace,
+    x: View<'_>,
+    weights: &[Packed],
+) -> Result<Option<&'a Quantized>> {
+    let integer = |w: &Packed| w.formats().any(|format| matches!(format, WeightFormat::Int8 | WeightFormat::Int4));
+    if !weights.iter().any(integer) {
+        return Ok(None);
+    }
+    at_least("matmul", "rows of the workspace", ws.max_rows, x.n_rows())?;
+    at_least("matmul", "width of the workspace", ws.max_k, x.n_cols())?;
+    let (k, stride) = (x.n_cols(), ws.max_k);
+    let codes = Shared(ws.quantized.codes.as_mut_ptr());
+    let scales = Shared(ws.quantized.scales.as_mut_ptr());
+    let sums = Shared(ws.quantized.sums.as_mut_ptr());
+    let rows = x.n_rows();
+    let one = |row: usize| {
+        // SAFETY: row < rows <= max_rows and k <= max_k, so all four ranges are inside their vectors; each row is
+        // written by one worker.
+        unsafe {
+            int::quantize_row(
+                x.row(row).as_ptr(),
+                k,
+                codes.get().add(row * stride),
+                scales.get().add(row * stride / 32),
+                sums.get().add(row * stride / 16),
+            );
+        }
+    };
+    if rows < 8 {
+        (0..rows).for_each(one);
+    } else {
+        exec.run(&|worker, workers| share(rows, 1, worker, workers).for_each(one));
+    }
+    Ok(Some(&ws.quantized))
 }
 
-/// What happens to a finished sum.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Epilogue<'a> {
-    pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) add: bool,
+/// A pointer that workers share; they write disjoint parts.
+struct Shared<T>(*mut T);
+// SAFETY: used only inside one op, where every worker writes its own rows.
+unsafe impl<T> Sync for Shared<T> {}
+impl<T> Shared<T> {
+    fn get(&self) -> *mut T {
+        self.0
+    }
 }
 
-pub(crate) fn reference(input: Input<'_>, w: &Packed, epilogue: &Epilogue<'_>, out: &mut MatrixMut<'_>) {
-    for m in 0..out.rows {
-        for (n, out) in out.row(m).iter_mut().enumerate() {
-            let mut sum = dot(input, m, w, n);
-            if let Some(bias) = epilogue.bias {
-                sum += bias[n];
+/// The input of one or more products.
+pub(crate) struct Product<'a> {
+    pub(crate) x: View<'a>,
+    pub(crate) quantized: Option<&'a Quantized>,
+    /// Row stride of the quantised codes.
+    pub(crate) stride: usize,
+}
+
+/// A product with everything resolved, shareable between workers.
+struct Job<'a> {
+    product: &'a Product<'a>,
+    w: &'a Packed,
+    rows: std::ops::Range<usize>,
+    index: Option<&'a [u32]>,
+    bias: Option<&'a [f32]>,
+    out: RawRows,
+    add: bool,
+}
+
+impl Product<'_> {
+    /// Computes output rows `rows` of `x · wᵀ`. With `index`, output row `r` is made from input row `index[r]`.
+    pub(crate) fn run(
+        &self,
+        exec: &Exec,
+        w: &Packed,
+        rows: std::ops::Range<usize>,
+        index: Option<&[u32]>,
+        bias: Option<&[f32]>,
+        out: RawRows,
+        add: bool,
+    ) {
+        if rows.is_empty() {
+            return;
+        }
+        let job = Job { product: self, w, rows, index, bias, out, add };
+        if matches!(exec, Exec::Reference) {
+            return job.reference();
+        }
+        exec.run(&|worker, workers| {
+            for segment in w.segments() {
+                let panels = segment.data.shape()[0];
+                let range = share(panels, 1, worker, workers);
+                if !range.is_empty() {
+                    job.panels(segment, range);
+                }
             }
-            *out = if epilogue.add { *out + sum } else { sum };
+        });
+    }
+
+    /// As [`Product::run`], but on the calling thread alone and for one share of the panels.
+    pub(crate) fn run_share(
+        &self,
+        w: &Packed,
+        rows: std::ops::Range<usize>,
+        index: Option<&[u32]>,
+        out: RawRows,
+        worker: usize,
+        workers: usize,
+    ) {
+        if rows.is_empty() {
+            return;
+        }
+        let job = Job { product: self, w, rows, index, bias: None, out, add: false };
+        for segment in w.segments() {
+            let range = share(segment.data.shape()[0], 1, worker, workers);
+            if !range.is_empty() {
+                job.panels(segment, range);
+            }
         }
     }
 }
 
-/// Row `m` of the activations times row `n` of the weights.
-pub(crate) fn dot(input: Input<'_>, m: usize, w: &Packed, n: usize) -> f32 {
-    match input {
-        Input::Float(x) => x.row(m).iter().enumerate().fold(0.0f32, |sum, (k, &x)| x.mul_add(w.weight(n, k), sum)),
-        Input::Quantized(x) => dot_quantized(x, m, w, n),
+impl Job<'_> {
+    fn sink(&self, segment: &Segment) -> float::Sink {
+        float::Sink {
+            out: self.out,
+            col: segment.col,
+            n: segment.n,
+            bias: self.bias.map_or(std::ptr::null(), |bias| bias[segment.col..].as_ptr()),
+            add: self.add,
+            gated: self.w.is_gated(),
+        }
     }
-}
 
-fn dot_quantized(x: Quantized<'_>, m: usize, w: &Packed, n: usize) -> f32 {
-    let codes = &x.codes[m * x.groups * 32..];
-    let mut sum = 0.0f32;
-    for group in 0..w.groups() {
-        let ks = group * w.group..((group + 1) * w.group).min(w.k);
-        let product: i32 = ks.clone().map(|k| w.code(n, k) * i32::from(codes[k])).sum();
-        sum = (product as f32).mul_add(w.scale(n, group) * x.scales[m * x.groups + ks.start / 32], sum);
-        if w.mins.is_some() {
-            let scaled_sum = match w.group {
-                16 => x.scaled_sums[m * x.groups * 2 + group],
-                _ => x.scaled_group_sums[m * x.groups + group],
+    fn panels(&self, segment: &Segment, range: std::ops::Range<usize>) {
+        let sink = self.sink(segment);
+        let index = self.index.map_or(std::ptr::null(), <[u32]>::as_ptr);
+        let k = self.w.k();
+        let rows = (self.rows.start, self.rows.end);
+        let range = (range.start, range.end);
+        let (panels, panel_bytes) = (segment.data.bytes().as_ptr(), segment.panel_bytes);
+        if let (WeightFormat::Int8 | WeightFormat::Int4, Some(quantized)) = (segment.format, self.product.quantized) {
+            let stride = self.product.stride;
+            let job = int::IntJob {
+                codes: float::InputRows { start: quantized.codes.as_ptr(), stride, index },
+                scales: float::InputRows { start: quantized.scales.as_ptr(), stride: stride / 32, index },
+                sums: float::InputRows { start: quantized.sums.as_ptr(), stride: stride / 16, index },
+                rows,
+                k,
+                panels,
+                panel_bytes,
+                range,
+                sink,
             };
-            sum = (-w.min(n, group)).mul_add(scaled_sum, sum);
+            // SAFETY: the op checked that x is [rows, k] and out [rows, n]; `quantize_if_needed` filled as many rows
+            // with this stride; `pack` made the panels for k; the range is this worker's alone.
+            unsafe {
+                match (segment.format, segment.group) {
+                    (WeightFormat::Int4, _) => int::run_int4(&job),
+                    (_, 16) => int::run_int8_16(&job),
+                    _ => int::run_int8_32(&job),
+                }
+            }
+            return;
+        }
+        let x = float::InputRows { start: self.product.x.ptr(), stride: self.product.x.stride(), index };
+        let job = float::FloatJob { x, rows, k, panels, panel_bytes, range, sink };
+        // SAFETY: as above, for float panels.
+        unsafe {
+            match segment.format {
+                WeightFormat::BF16 => float::run_bf16(&job),
+                WeightFormat::F16 => float::run_f16(&job),
+                _ => float::run_f32(&job),
+            }
         }
     }
-    sum
+
+    /// Plain loops over logical rows.
+    fn reference(&self) {
+        let k = self.w.k();
+        let mut row_weights = vec![0.0_f32; k];
+        for segment in self.w.segments() {
+            let sink = self.sink(segment);
+            for panel in 0..segment.data.shape()[0] {
+                for row in self.rows.clone() {
+                    let mut values = [0.0_f32; 16];
+                    for (lane, value) in values.iter_mut().enumerate() {
+                        unpack_row(segment, panel * 16 + lane, &mut row_weights);
+                        *value = self.reference_dot(segment, panel * 16 + lane, row, &row_weights);
+                    }
+                    // SAFETY: the op checked the output's shape; one thread runs the reference.
+                    unsafe { sink.put(row, panel, values) };
+                }
+            }
+        }
+    }
+
+    fn reference_dot(&self, segment: &Segment, packed_row: usize, row: usize, weights: &[f32]) -> f32 {
+        let source = self.index.map_or(row, |index| index[row] as usize);
+        match (segment.format, self.product.quantized) {
+            (WeightFormat::Int8 | WeightFormat::Int4, Some(quantized)) => {
+                reference_int(segment, packed_row, quantized, self.product.stride, source, weights.len())
+            }
+            _ => self.product.x.row(source).iter().zip(weights).fold(0.0, |sum, (x, w)| x.mul_add(*w, sum)),
+        }
+    }
+}
+
+/// The integer dot of one weight row and one quantised row, group by group.
+fn reference_int(segment: &Segment, row: usize, x: &Quantized, stride: usize, source: usize, k: usize) -> f32 {
+    let (panel, lane) = (row / 16, row % 16);
+    let bytes = &segment.data.bytes()[panel * segment.panel_bytes..][..segment.panel_bytes];
+    let int8 = segment.format == WeightFormat::Int8;
+    let groups = k / segment.group;
+    let floats = &bytes[if int8 { k * 16 } else { k * 8 }..];
+    let float_at = |at: usize| f32::from_le_bytes(floats[at * 4..at * 4 + 4].try_into().unwrap_or_default());
+    let mut total = 0.0_f32;
+    for group in 0..groups {
+        let (mut dot, mut sum) = (0_i32, 0_i32);
+        for at in group * segment.group..(group + 1) * segment.group {
+            let code = if int8 {
+                i32::from(bytes[(at / 4 * 16 + lane) * 4 + at % 4]) - 128
+            } else {
+                crate::pack::int4_code(bytes, at, lane)
+            };
+            let activation = i32::from(x.codes[source * stride + at]);
+            dot += code * activation;
+            sum += activation;
+        }
+        let scale = x.scales[source * stride / 32 + group * segment.group / 32];
+        total = (dot as f32).mul_add(scale * float_at(group * 16 + lane), total);
+        if !int8 {
+            total = (-scale * sum as f32).mul_add(float_at((groups + group) * 16 + lane), total);
+        }
+    }
+    total
 }
 
 #[cfg(test)]

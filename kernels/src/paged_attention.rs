@@ -1,54 +1,36 @@
-//! Causal attention over the paged cache: decode steps and prefill pieces in one call.
+//! Causal attention over the paged KV cache: prefill chunks and decode tokens alike.
 
-use crate::error::{KernelError, Result, expect_below, expect_shape};
-use crate::kv_cache::BLOCK;
-use crate::view::{Matrix, MatrixMut};
-use crate::{Exec, HeadLayout, KvLayer, View, ViewMut, Workspace, cpu};
+use crate::buf::{View, ViewMut};
+use crate::cpu::attention::{AttentionJob, Block, MAX_DIM, MAX_ROWS, Query, attend};
+use crate::error::{KernelError, Result, inside, same};
+use crate::exec::Exec;
+use crate::kv::{BLOCK, KvLayer};
+use crate::rope::HeadLayout;
 
-/// One sequence's part of a step.
+/// The part of a batch that belongs to one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SeqSpan {
-    /// The row of its first query.
+    /// First row of its queries.
     pub query_start: u32,
-    /// Its queries in this step: 1 to decode, more to prefill.
+    /// Number of its queries; they are the last tokens of the context.
     pub query_len: u32,
-    /// Positions it attends to, the queries included.
+    /// Tokens in the cache, the queries included.
     pub context_len: u32,
-    /// Where its blocks start in `block_tables`.
+    /// Where its block table starts in `block_tables`.
     pub table_start: u32,
 }
 
-impl SeqSpan {
-    /// The positions that query `i` of the span sees.
-    pub(crate) fn visible(&self, i: usize, window: Option<u32>) -> std::ops::Range<usize> {
-        let end = (self.context_len - self.query_len) as usize + i + 1;
-        let start = window.map_or(0, |window| end.saturating_sub(window as usize));
-        start..end
-    }
-}
-
-/// What a call of [`paged_attention`] computes, checked.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PagedAttention<'a> {
-    pub(crate) q: Matrix<'a>,
-    pub(crate) heads: HeadLayout,
-    pub(crate) kv: KvLayer<'a>,
-    pub(crate) seqs: &'a [SeqSpan],
-    pub(crate) block_tables: &'a [u32],
-    pub(crate) scale: f32,
-    pub(crate) window: Option<u32>,
-}
-
-/// `out[t, h] = softmax(scale * q[t, h] K^T) V` over the positions up to the query's own, the last `window` of them
-/// where one is given.
+/// `out [T, Hq * D]` = attention of the queries in `qkv [T, (Hq + 2 Hkv) * D]` over each sequence's cached keys.
 ///
-/// `q` is the fused `[T, (Hq + 2 Hkv) * D]` buffer (only its q heads are read), `out` `[T, Hq * D]`. Every query
-/// attends in order of the context's blocks of 16: its result does not depend on the step that it is part of.
-#[allow(clippy::too_many_arguments)]
+/// Query `i` of a sequence is at position `context_len - query_len + i` and sees all earlier positions and its own,
+/// or the last `window` of them.
+///
+/// # Errors
+/// [`KernelError`] when shapes do not agree or a span or a table points outside.
+#[allow(clippy::too_many_arguments, reason = "an op lists its operands")]
 pub fn paged_attention(
     exec: &Exec,
-    ws: &mut Workspace,
-    q: View<'_>,
+    qkv: View<'_>,
     heads: HeadLayout,
     kv: KvLayer<'_>,
     seqs: &[SeqSpan],
@@ -58,80 +40,78 @@ pub fn paged_attention(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "paged_attention";
-    let _ = ws;
-    let q = q.f32(OP, "q")?;
-    let mut out = out.f32(OP, "out")?;
-    heads.check(OP)?;
-    expect_shape(OP, "q", &[q.rows, q.cols], &[out.rows, heads.width()])?;
-    expect_shape(OP, "out", &[out.cols], &[heads.q * heads.dim])?;
-    expect_shape(OP, "kv cache", &[kv.shape.kv_heads, kv.shape.head_dim], &[heads.kv, heads.dim])?;
-    let call = PagedAttention { q, heads, kv, seqs, block_tables, scale, window };
-    call.check_spans(OP)?;
-    match exec {
-        Exec::Simd(team) if cpu::attention::supports(heads.dim) => cpu::attention::paged(team, &call, &mut out),
-        _ => call.reference(&mut out),
+    same(OP, "columns of qkv", qkv.n_cols(), heads.width())?;
+    same(OP, "columns of out", out.n_cols(), heads.q * heads.dim)?;
+    same(OP, "rows of out", out.n_rows(), qkv.n_rows())?;
+    same(OP, "kv heads of the cache", kv.shape.kv_heads, heads.kv)?;
+    same(OP, "head dimension of the cache", kv.shape.head_dim, heads.dim)?;
+    if heads.dim > MAX_DIM || !heads.q.is_multiple_of(heads.kv) || heads.q / heads.kv > MAX_ROWS {
+        return Err(KernelError::Unsupported { op: OP, what: "a head layout with a dimension", value: heads.dim });
     }
-    Ok(())
-}
-
-impl PagedAttention<'_> {
-    fn check_spans(&self, op: &'static str) -> Result<()> {
-        let index = |what, index, limit| Err(KernelError::Index { op, what, index, limit });
-        let mut next_row = 0;
-        for span in self.seqs {
-            let end = span.query_start as usize + span.query_len as usize;
-            if (span.query_start as usize) < next_row || end > self.q.rows {
-                return index("query rows (ascending, within q)", end, self.q.rows + 1);
-            }
-            next_row = end;
-            if span.query_len > span.context_len {
-                return index("query_len", span.query_len as usize, span.context_len as usize + 1);
-            }
-            let blocks = (span.context_len as usize).div_ceil(BLOCK);
-            let first = span.visible(0, self.window).start / BLOCK;
-            let table = self.block_tables.get(span.table_start as usize..).unwrap_or(&[]);
-            if blocks > table.len() {
-                return index("blocks of a span", blocks, table.len() + 1);
-            }
-            // Blocks before the window may have been given back: nobody reads their entries.
-            expect_below(op, "block", &table[first.min(blocks)..blocks], self.kv.shape.blocks)?;
-        }
-        Ok(())
-    }
-
-    pub(crate) fn reference(&self, out: &mut MatrixMut<'_>) {
-        let (dim, group) = (self.heads.dim, self.heads.q / self.heads.kv);
-        for span in self.seqs {
-            for i in 0..span.query_len as usize {
-                let t = span.query_start as usize + i;
-                for head in 0..self.heads.q {
-                    let q = &self.q.row(t)[head * dim..(head + 1) * dim];
-                    let out = &mut out.row(t)[head * dim..(head + 1) * dim];
-                    self.attend(span, i, head / group, q, out);
-                }
-            }
+    for seq in seqs {
+        let queries = (seq.query_start + seq.query_len) as usize;
+        inside(OP, "query row", queries, qkv.n_rows() + 1)?;
+        inside(OP, "query length", seq.query_len as usize, seq.context_len as usize + 1)?;
+        let table_end = seq.table_start as usize + (seq.context_len as usize).div_ceil(BLOCK);
+        inside(OP, "block table end", table_end, block_tables.len() + 1)?;
+        for block in &block_tables[seq.table_start as usize..table_end] {
+            inside(OP, "block", *block as usize, kv.shape.blocks)?;
         }
     }
-
-    fn attend(&self, span: &SeqSpan, i: usize, kv_head: usize, q: &[f32], out: &mut [f32]) {
-        let (shape, data) = (&self.kv.shape, &self.kv.data);
-        let visible = span.visible(i, self.window);
-        let block = |p: usize| self.block_tables[span.table_start as usize + p / BLOCK] as usize;
-        let score = |p: usize| {
-            let keys = shape.keys(block(p), kv_head) + p % BLOCK;
-            q.iter().enumerate().map(|(d, q)| q * data.get(keys + d * BLOCK)).sum::<f32>() * self.scale
+    let group = heads.q / heads.kv;
+    let tile = (MAX_ROWS / group).max(1);
+    let raw = out.raw();
+    let one = |seq: &SeqSpan, tile_at: usize, head: usize| {
+        let table = &block_tables[seq.table_start as usize..];
+        let from = tile_at * tile;
+        let to = (from + tile).min(seq.query_len as usize);
+        let mut queries =
+            [Query { q: std::ptr::null(), out: std::ptr::null_mut(), from: 0, to: 0 }; MAX_ROWS];
+        let mut count = 0;
+        for at in from..to {
+            let row = seq.query_start as usize + at;
+            let position = (seq.context_len - seq.query_len) as usize + at;
+            for inner in 0..group {
+                let column = (head * group + inner) * heads.dim;
+                queries[count] = Query {
+                    q: qkv.row(row)[column..].as_ptr(),
+                    out: raw.at(row, column),
+                    from: window.map_or(0, |window| (position + 1).saturating_sub(window as usize)),
+                    to: position + 1,
+                };
+                count += 1;
+            }
+        }
+        let block = |index: usize| {
+            let block = table[index] as usize;
+            Block {
+                keys: kv.data[kv.shape.key_at(block, head)..].as_ptr(),
+                values: kv.data[kv.shape.value_at(block, head)..].as_ptr(),
+            }
         };
-        let largest = visible.clone().map(score).fold(f32::NEG_INFINITY, f32::max);
-        let mut total = 0.0;
-        out.fill(0.0);
-        for p in visible {
-            let weight = (score(p) - largest).exp();
-            total += weight;
-            let values = shape.values(block(p), kv_head) + p % BLOCK * q.len();
-            out.iter_mut().enumerate().for_each(|(d, out)| *out += weight * data.get(values + d));
+        let job = AttentionJob {
+            queries: &queries[..count],
+            head_dim: heads.dim,
+            padded: kv.shape.padded(),
+            scale,
+            block: &block,
+        };
+        // SAFETY: spans, tables and shapes were checked above; each (row, head) of `out` belongs to one task.
+        unsafe { attend(&job) };
+    };
+    let tiles = |seq: &SeqSpan| (seq.query_len as usize).div_ceil(tile) * heads.kv;
+    let total: usize = seqs.iter().map(tiles).sum();
+    exec.each(total, &|task| {
+        // The longest contexts of a tile come last in a sequence; taking them first evens out the end.
+        let mut left = total - 1 - task;
+        for seq in seqs {
+            if left < tiles(seq) {
+                return one(seq, left / heads.kv, left % heads.kv);
+            }
+            left -= tiles(seq);
         }
-        out.iter_mut().for_each(|out| *out /= total);
-    }
+    });
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,11 +1,16 @@
-//! Root-mean-square normalisation, with the residual addition before it.
+//! `residual += x; out = residual / rms(residual) * weight` (or of `x` alone).
 
-use crate::error::{Result, expect_shape};
-use crate::{Exec, View, ViewMut, cpu};
+use crate::buf::{View, ViewMut};
+use crate::cpu::{Isa, dispatch, math};
+use crate::error::{Result, same};
+use crate::exec::{Exec, share};
 
-/// `out = v / sqrt(mean(v^2) + eps) * weight` a row, where `v` is `x`, or `residual` after `residual += x`.
+/// RMS norm of each row, fused with the addition to the residual stream (Zhang and Sennrich 2019).
 ///
 /// `x`, `residual` and `out` are `[T, H]`, `weight` is `[H]`.
+///
+/// # Errors
+/// [`crate::KernelError::Shape`].
 pub fn rms_norm(
     exec: &Exec,
     x: View<'_>,
@@ -15,35 +20,93 @@ pub fn rms_norm(
     mut out: ViewMut<'_>,
 ) -> Result<()> {
     const OP: &str = "rms_norm";
-    let x = x.f32(OP, "x")?;
-    let mut out = out.f32(OP, "out")?;
-    expect_shape(OP, "out", &[out.rows, out.cols], &[x.rows, x.cols])?;
-    expect_shape(OP, "weight", &[weight.len()], &[x.cols])?;
+    same(OP, "weight", weight.len(), x.n_cols())?;
+    same(OP, "rows of out", out.n_rows(), x.n_rows())?;
+    same(OP, "columns of out", out.n_cols(), x.n_cols())?;
     let mut residual = residual;
-    let mut residual = residual.as_mut().map(|residual| residual.f32(OP, "residual")).transpose()?;
     if let Some(residual) = &residual {
-        expect_shape(OP, "residual", &[residual.rows, residual.cols], &[x.rows, x.cols])?;
+        same(OP, "rows of residual", residual.n_rows(), x.n_rows())?;
+        same(OP, "columns of residual", residual.n_cols(), x.n_cols())?;
     }
-    if let Exec::Simd(team) = exec {
-        cpu::norms::rms_norm(team, x, residual.as_mut(), weight, eps, &mut out);
-        return Ok(());
-    }
-    for t in 0..x.rows {
-        match &mut residual {
-            None => reference(x.row(t), weight, eps, out.row(t)),
-            Some(residual) => {
-                residual.row(t).iter_mut().zip(x.row(t)).for_each(|(r, x)| *r += x);
-                reference(residual.row(t), weight, eps, out.row(t));
+    let (rows, h) = (x.n_rows(), x.n_cols());
+    let (out, residual) = (out.raw(), residual.as_mut().map(ViewMut::raw));
+    let one = |row: usize| {
+        // SAFETY: row < rows of all operands, which have h columns; each row belongs to one worker.
+        unsafe {
+            let out = std::slice::from_raw_parts_mut(out.at(row, 0), h);
+            match residual {
+                Some(residual) => {
+                    let residual = std::slice::from_raw_parts_mut(residual.at(row, 0), h);
+                    norm_row(x.row(row), Some(residual), weight, eps, out);
+                }
+                None => norm_row(x.row(row), None, weight, eps, out),
             }
         }
+    };
+    if rows < 16 {
+        (0..rows).for_each(one);
+    } else {
+        exec.run(&|worker, workers| share(rows, 1, worker, workers).for_each(one));
     }
     Ok(())
 }
 
-pub(crate) fn reference(v: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let squares: f64 = v.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
-    let scale = 1.0 / (squares / v.len() as f64 + f64::from(eps)).sqrt();
-    for ((out, v), weight) in out.iter_mut().zip(v).zip(weight) {
-        *out = (f64::from(*v) * scale) as f32 * weight;
+dispatch!(
+    /// # Safety
+    /// None beyond the slices being of one length.
+    unsafe fn norm_row(x: &[f32], residual: Option<&mut [f32]>, weight: &[f32], eps: f32, out: &mut [f32]) = norm_row_inner
+);
+
+#[inline(always)]
+unsafe fn norm_row_inner<S: Isa>(x: &[f32], residual: Option<&mut [f32]>, weight: &[f32], eps: f32, out: &mut [f32]) {
+    match residual {
+        Some(residual) => {
+            for (sum, x) in residual.iter_mut().zip(x) {
+                *sum += x;
+            }
+            scale_row(residual, weight, eps, out);
+        }
+        None => scale_row(x, weight, eps, out),
+    }
+}
+
+#[inline(always)]
+fn scale_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = math::dot(x, x) / x.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
+        *out = x * scale * weight;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::fill;
+
+    #[test]
+    fn it_adds_the_residual_and_normalises() {
+        for (rows, h) in [(1, 1), (3, 19), (40, 576)] {
+            let (x, before, weight) = (fill(rows * h, 1), fill(rows * h, 2), fill(h, 3));
+            let mut residual = before.clone();
+            let mut out = vec![0.0; rows * h];
+            rms_norm(
+                &Exec::simd(2),
+                View::new(&x, rows, h).expect("x"),
+                Some(ViewMut::new(&mut residual, rows, h).expect("residual")),
+                &weight,
+                1e-5,
+                ViewMut::new(&mut out, rows, h).expect("out"),
+            )
+            .expect("norm");
+            for row in 0..rows {
+                let sums: Vec<f64> = (0..h).map(|c| f64::from(x[row * h + c] + before[row * h + c])).collect();
+                let rms = (sums.iter().map(|s| s * s).sum::<f64>() / h as f64 + 1e-5).sqrt();
+                for (c, sum) in sums.iter().enumerate() {
+                    assert!((f64::from(out[row * h + c]) - sum / rms * f64::from(weight[c])).abs() < 1e-5);
+                    assert_eq!(f64::from(residual[row * h + c]), *sum);
+                }
+            }
+        }
     }
 }

@@ -1,12 +1,16 @@
-//! The router of a mixture of experts: softmax, top k, renormalisation.
+//! The router of a mixture of experts: softmax, top k, renormalised.
 
-use crate::error::{KernelError, Result, expect_shape};
-use crate::{Exec, View};
+use crate::buf::View;
+use crate::error::{KernelError, Result, same};
+use crate::exec::Exec;
 
-/// For each row of `logits` `[T, E]`: the `k` most probable experts, most probable first, ties to the lower index,
-/// and their probabilities, divided by their sum if `renormalize`. `ids` and `weights` are `[T * k]`.
+/// For each row of `logits [T, E]`, the `k` likeliest experts, best first (ties by lower index), and their softmax
+/// weights; with `renormalize` the weights sum to 1.
+///
+/// # Errors
+/// [`KernelError`] when shapes do not agree.
 pub fn route_topk(
-    exec: &Exec,
+    _exec: &Exec,
     logits: View<'_>,
     k: usize,
     renormalize: bool,
@@ -14,59 +18,51 @@ pub fn route_topk(
     weights: &mut [f32],
 ) -> Result<()> {
     const OP: &str = "route_topk";
-    // T * E is a few hundred numbers: one way serves every Exec.
-    let _ = exec;
-    let logits = logits.f32(OP, "logits")?;
-    if k == 0 || k > logits.cols {
-        return Err(KernelError::Index { op: OP, what: "k", index: k, limit: logits.cols + 1 });
+    same(OP, "ids", ids.len(), logits.n_rows() * k)?;
+    same(OP, "weights", weights.len(), logits.n_rows() * k)?;
+    if k == 0 || k > logits.n_cols() {
+        return Err(KernelError::Unsupported { op: OP, what: "experts a token", value: k });
     }
-    expect_shape(OP, "ids", &[ids.len()], &[logits.rows * k])?;
-    expect_shape(OP, "weights", &[weights.len()], &[logits.rows * k])?;
-    for (t, (ids, weights)) in ids.chunks_exact_mut(k).zip(weights.chunks_exact_mut(k)).enumerate() {
-        route(logits.row(t), renormalize, ids, weights);
+    for row in 0..logits.n_rows() {
+        let row_logits = logits.row(row);
+        let (ids, weights) = (&mut ids[row * k..(row + 1) * k], &mut weights[row * k..(row + 1) * k]);
+        for rank in 0..k {
+            let (mut best, mut best_logit) = (u32::MAX, f32::NEG_INFINITY);
+            for (expert, logit) in row_logits.iter().enumerate() {
+                let expert = expert as u32;
+                if (best == u32::MAX || *logit > best_logit) && !ids[..rank].contains(&expert) {
+                    (best, best_logit) = (expert, *logit);
+                }
+            }
+            ids[rank] = best;
+        }
+        let largest = row_logits[ids[0] as usize];
+        let all: f32 = row_logits.iter().map(|logit| (logit - largest).exp()).sum();
+        let mut kept = 0.0;
+        for (weight, id) in weights.iter_mut().zip(ids.iter()) {
+            *weight = (row_logits[*id as usize] - largest).exp() / all;
+            kept += *weight;
+        }
+        if renormalize {
+            weights.iter_mut().for_each(|weight| *weight /= kept);
+        }
     }
     Ok(())
-}
-
-fn route(logits: &[f32], renormalize: bool, ids: &mut [u32], weights: &mut [f32]) {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for rank in 0..ids.len() {
-        let (taken, rest) = ids.split_at_mut(rank);
-        let free = (0..logits.len()).filter(|&e| !taken.contains(&(e as u32)));
-        let best = free.reduce(|best, e| if logits[e] > logits[best] { e } else { best }).unwrap_or(0);
-        rest[0] = best as u32;
-        weights[rank] = (logits[best] - largest).exp();
-    }
-    let total: f32 = if renormalize {
-        weights.iter().sum()
-    } else {
-        logits.iter().map(|logit| (logit - largest).exp()).sum()
-    };
-    weights.iter_mut().for_each(|weight| *weight /= total);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::assert_close;
 
     #[test]
-    fn the_most_probable_experts_come_first_and_ties_go_to_the_lower_index() {
-        let logits = [1.0, 3.0, 3.0, 0.0];
-        let view = View::from_f32(&logits, 1, 4).unwrap();
-        let (mut ids, mut weights) = ([0; 3], [0.0; 3]);
-        route_topk(&Exec::Reference, view, 3, true, &mut ids, &mut weights).unwrap();
-        assert_eq!(ids, [1, 2, 0]);
-        let e = (-2.0f32).exp();
-        assert_close(&weights, &[1.0 / (2.0 + e), 1.0 / (2.0 + e), e / (2.0 + e)], 1e-6);
-        route_topk(&Exec::Reference, view, 3, false, &mut ids, &mut weights).unwrap();
-        let total = 2.0 + e + (-3.0f32).exp();
-        assert_close(&weights, &[1.0 / total, 1.0 / total, e / total], 1e-6);
-    }
-
-    #[test]
-    fn more_experts_than_there_are_is_an_error() {
-        let view = View::from_f32(&[0.0; 2], 1, 2).unwrap();
-        assert!(route_topk(&Exec::Reference, view, 3, true, &mut [0; 3], &mut [0.0; 3]).is_err());
+    fn it_picks_the_best_in_order_and_renormalises() {
+        let logits = [0.0_f32, 2.0, 1.0, 2.0];
+        let (mut ids, mut weights) = ([0; 2], [0.0; 2]);
+        let view = View::new(&logits, 1, 4).expect("view");
+        route_topk(&Exec::Reference, view, 2, true, &mut ids, &mut weights).expect("routes");
+        assert_eq!((ids, weights), ([1, 3], [0.5, 0.5]));
+        route_topk(&Exec::Reference, view, 2, false, &mut ids, &mut weights).expect("routes");
+        let all = 1.0 + 2.0 * 2.0_f32.exp() + 1.0_f32.exp();
+        assert!((weights[0] - 2.0_f32.exp() / all).abs() < 1e-6);
     }
 }

@@ -1,18 +1,36 @@
-//! Exact nearest rows by dot product: the vector search of small tables and of filters that keep few rows.
+//! Exact nearest rows of a matrix by dot product.
 
-use std::cmp::{Ordering, Reverse};
+use std::cmp::Ordering;
 use std::collections::BinaryHeap;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
-use crate::error::{Result, expect_shape};
-use crate::view::Matrix;
-use crate::{Exec, View, cpu};
+use crate::buf::View;
+use crate::cpu::{Isa, dispatch, math};
+use crate::error::{Result, at_least, same};
+use crate::exec::{Exec, share};
 
-/// Rows that a task scans: enough to outweigh merging its hits.
-const ROWS_OF_TASK: usize = 2048;
+/// A row and its score; the heap's greatest is the worst.
+#[derive(PartialEq)]
+struct Scored(f32, u32);
+impl Eq for Scored {}
+impl PartialOrd for Scored {
+    fn partial_cmp(&self, other: &Scored) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scored {
+    fn cmp(&self, other: &Scored) -> Ordering {
+        other.0.total_cmp(&self.0).then(self.1.cmp(&other.1))
+    }
+}
 
-/// The `k` rows of `matrix` `[N, D]` with the largest dot product with `query` `[D]`, best first, ties to the lower
-/// row. `keep` limits the rows: bit `r % 64` of word `r / 64`.
+/// The `k` rows of `matrix [N, D]` with the largest dot product with `query [D]`, best first, ties by lower row.
+///
+/// `keep` is a bitmap of rows to consider (bit `i` of word `i / 64`). Unlike other ops it returns fresh memory, `k`
+/// long.
+///
+/// # Errors
+/// [`crate::KernelError`] when shapes do not agree.
 pub fn scan_topk(
     exec: &Exec,
     matrix: View<'_>,
@@ -21,119 +39,84 @@ pub fn scan_topk(
     keep: Option<&[u64]>,
 ) -> Result<Vec<(u32, f32)>> {
     const OP: &str = "scan_topk";
-    let matrix = matrix.f32(OP, "matrix")?;
-    expect_shape(OP, "query", &[query.len()], &[matrix.cols])?;
+    same(OP, "query", query.len(), matrix.n_cols())?;
     if let Some(keep) = keep {
-        expect_shape(OP, "keep", &[keep.len()], &[matrix.rows.div_ceil(64)])?;
+        at_least(OP, "bitmap words", keep.len(), matrix.n_rows().div_ceil(64))?;
     }
-    let best = Mutex::new(TopK::new(k));
-    let task = |task: usize| {
-        let rows = task * ROWS_OF_TASK..matrix.rows.min((task + 1) * ROWS_OF_TASK);
-        let kept = rows.filter(|row| keep.is_none_or(|keep| keep[row / 64] >> (row % 64) & 1 == 1));
-        let mut mine = TopK::new(k);
-        match exec {
-            Exec::Reference => kept.for_each(|row| mine.offer(row, reference(matrix, row, query))),
-            Exec::Simd(team) => cpu::scan::scan(team.isa(), matrix, query, kept, &mut |row, score| mine.offer(row, score)),
-        }
-        best.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).merge(mine);
-    };
-    exec.each(matrix.rows.div_ceil(ROWS_OF_TASK), &task);
-    Ok(best.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).into_sorted())
-}
-
-pub(crate) fn reference(matrix: Matrix<'_>, row: usize, query: &[f32]) -> f32 {
-    matrix.row(row).iter().zip(query).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() as f32
-}
-
-/// A scored row. Greater is better: a larger score, then a lower row.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Hit {
-    score: f32,
-    row: u32,
-}
-
-impl Eq for Hit {}
-
-impl PartialOrd for Hit {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
+    if k == 0 {
+        return Ok(Vec::new());
     }
+    let found = Mutex::new(Vec::new());
+    let rows = matrix.n_rows();
+    exec.run(&|worker, workers| {
+        let mut best = BinaryHeap::with_capacity(k + 1);
+        // SAFETY: no contract beyond the slices.
+        unsafe { scan(matrix, query, share(rows, 64, worker, workers), k, keep, &mut best) };
+        found.lock().unwrap_or_else(PoisonError::into_inner).extend(best);
+    });
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_unstable();
+    found.truncate(k);
+    Ok(found.into_iter().map(|Scored(score, row)| (row, score)).collect())
 }
 
-impl Ord for Hit {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then(other.row.cmp(&self.row))
-    }
-}
+dispatch!(
+    /// # Safety
+    /// None.
+    unsafe fn scan(matrix: View<'_>, query: &[f32], rows: std::ops::Range<usize>, k: usize, keep: Option<&[u64]>, best: &mut BinaryHeap<Scored>) = scan_inner
+);
 
-/// The best `k` so far, the worst of them on top of the heap.
-#[derive(Debug)]
-struct TopK {
+#[inline(always)]
+unsafe fn scan_inner<S: Isa>(
+    matrix: View<'_>,
+    query: &[f32],
+    rows: std::ops::Range<usize>,
     k: usize,
-    heap: BinaryHeap<Reverse<Hit>>,
-}
-
-impl TopK {
-    fn new(k: usize) -> TopK {
-        TopK { k, heap: BinaryHeap::new() }
-    }
-
-    fn offer(&mut self, row: usize, score: f32) {
-        let hit = Hit { score, row: row as u32 };
-        if self.heap.len() < self.k {
-            self.heap.push(Reverse(hit));
-        } else if let Some(mut worst) = self.heap.peek_mut()
-            && worst.0 < hit
-        {
-            worst.0 = hit;
+    keep: Option<&[u64]>,
+    best: &mut BinaryHeap<Scored>,
+) {
+    for row in rows {
+        if keep.is_some_and(|keep| keep[row / 64] >> (row % 64) & 1 == 0) {
+            continue;
         }
-    }
-
-    fn merge(&mut self, other: TopK) {
-        other.heap.into_iter().for_each(|Reverse(hit)| self.offer(hit.row as usize, hit.score));
-    }
-
-    fn into_sorted(self) -> Vec<(u32, f32)> {
-        let sorted = self.heap.into_sorted_vec();
-        sorted.into_iter().map(|Reverse(hit)| (hit.row, hit.score)).collect()
+        let scored = Scored(math::dot(matrix.row(row), query), row as u32);
+        if best.len() < k {
+            best.push(scored);
+        } else if best.peek().is_some_and(|worst| scored < *worst) {
+            best.pop();
+            best.push(scored);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Team;
-    use crate::check::{Random, assert_close};
+    use crate::check::fill;
 
     #[test]
-    fn the_best_rows_are_those_of_a_full_sort() {
-        let mut random = Random::new(3);
-        for (n, d, k) in [(5000, 37, 10), (100, 16, 200), (0, 8, 3), (3, 384, 0)] {
-            let (matrix, query) = (random.floats(n * d), random.floats(d));
-            let view = View::from_f32(&matrix, n, d).unwrap();
-            let mut all: Vec<(u32, f32)> =
-                (0..n).map(|r| (r as u32, reference(view.f32("", "").unwrap(), r, &query))).collect();
-            all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-            all.truncate(k);
-            for exec in [Exec::Reference, Exec::Simd(Team::new(1)), Exec::Simd(Team::new(2))] {
-                let hits = scan_topk(&exec, view, &query, k, None).unwrap();
-                let (rows, scores): (Vec<u32>, Vec<f32>) = hits.into_iter().unzip();
-                assert_eq!(rows, all.iter().map(|hit| hit.0).collect::<Vec<_>>());
-                assert_close(&scores, &all.iter().map(|hit| hit.1).collect::<Vec<_>>(), 1e-5);
-            }
+    fn it_finds_what_a_sort_finds() {
+        let (n, d) = (333, 48);
+        let mut matrix = fill(n * d, 1);
+        matrix.copy_within(0..d, 7 * d);
+        let query = fill(d, 2);
+        let keep: Vec<u64> = (0..6).map(|word| if word == 2 { 0 } else { u64::MAX << word }).collect();
+        let view = View::new(&matrix, n, d).expect("view");
+        let mut all: Vec<(u32, f32)> =
+            (0..n).map(|row| (row as u32, math::dot(view.row(row), &query))).collect();
+        all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        for threads in [1, 2] {
+            let found = scan_topk(&Exec::simd(threads), view, &query, 20, None).expect("scans");
+            assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), all[..20].iter().map(|f| f.0).collect::<Vec<_>>());
+            let kept = scan_topk(&Exec::simd(threads), view, &query, 20, Some(&keep)).expect("scans");
+            let expected: Vec<u32> = all
+                .iter()
+                .map(|f| f.0)
+                .filter(|row| keep[*row as usize / 64] >> (row % 64) & 1 == 1)
+                .take(20)
+                .collect();
+            assert_eq!(kept.iter().map(|f| f.0).collect::<Vec<_>>(), expected);
         }
-    }
-
-    #[test]
-    fn ties_go_to_the_lower_row_and_rows_that_are_not_kept_are_never_found() {
-        let matrix = [1.0f32; 70];
-        let view = View::from_f32(&matrix, 70, 1).unwrap();
-        for exec in [Exec::Reference, Exec::Simd(Team::new(2))] {
-            let rows = |keep| -> Vec<u32> {
-                scan_topk(&exec, view, &[1.0], 3, keep).unwrap().into_iter().map(|hit| hit.0).collect()
-            };
-            assert_eq!(rows(None), [0, 1, 2]);
-            assert_eq!(rows(Some(&[0b1010, 0b11])), [1, 3, 64]);
-        }
+        assert_eq!(scan_topk(&Exec::simd(2), view, &query, 0, None).expect("scans"), []);
     }
 }

@@ -1,90 +1,55 @@
-//! Scratch memory for one owner thread: operations never allocate.
+//! Scratch memory of ops, sized once.
 
-use crate::error::{KernelError, Result};
-use crate::packed::GROUP;
-use crate::quantize::QuantizedRow;
-use crate::view::Matrix;
-use crate::{Exec, cpu};
+use crate::buf::{Buf, DType};
+use crate::error::Result;
 
-/// Scratch for quantised activations, sized once for the largest step.
-#[derive(Debug)]
-pub struct Workspace {
-    max_rows: usize,
-    max_k: usize,
-    codes: Vec<i8>,
-    scales: Vec<f32>,
-    sums: Vec<i32>,
-    scaled_sums: Vec<f32>,
-    scaled_group_sums: Vec<f32>,
+/// Activations quantised to int8 for integer weights, per group of 32.
+#[derive(Debug, Default)]
+pub(crate) struct Quantized {
+    pub(crate) codes: Vec<i8>,
+    /// One a group of 32.
+    pub(crate) scales: Vec<f32>,
+    /// Sums of codes, one a group of 16.
+    pub(crate) sums: Vec<i32>,
 }
 
-/// Rows of quantised activations in a workspace; see [`QuantizedRow`] for the parts.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Quantized<'a> {
-    pub(crate) codes: &'a [i8],
-    pub(crate) scales: &'a [f32],
-    pub(crate) sums: &'a [i32],
-    pub(crate) scaled_sums: &'a [f32],
-    pub(crate) scaled_group_sums: &'a [f32],
-    /// Groups of 32 in a row.
-    pub(crate) groups: usize,
+/// What ops need beside their arguments; an op never allocates.
+#[derive(Debug)]
+pub struct Workspace {
+    pub(crate) max_rows: usize,
+    pub(crate) max_k: usize,
+    pub(crate) quantized: Quantized,
+    /// Keys and values of one sequence's head in block layout, for encoder attention.
+    pub(crate) attention: Buf,
 }
 
 impl Workspace {
-    /// Scratch for `max_rows` rows of up to `max_k` values: the rows of the largest step (times the experts a token
-    /// where there are experts) and the largest input width of any product.
-    pub fn new(max_rows: usize, max_k: usize) -> Workspace {
-        let max_k = max_k.next_multiple_of(GROUP);
-        let groups = max_rows * (max_k / GROUP);
-        Workspace {
+    /// Scratch for products of up to `max_rows` rows of up to `max_k` inputs.
+    ///
+    /// # Errors
+    /// [`crate::KernelError::OutOfMemory`].
+    pub fn new(max_rows: usize, max_k: usize) -> Result<Workspace> {
+        let k = max_k.next_multiple_of(32);
+        Ok(Workspace {
             max_rows,
-            max_k,
-            codes: vec![0; groups * GROUP],
-            scales: vec![0.0; groups],
-            sums: vec![0; groups * 2],
-            scaled_sums: vec![0.0; groups * 2],
-            scaled_group_sums: vec![0.0; groups],
-        }
+            max_k: k,
+            quantized: Quantized {
+                codes: vec![0; max_rows * k],
+                scales: vec![0.0; max_rows * k / 32],
+                sums: vec![0; max_rows * k / 16],
+            },
+            attention: Buf::zeros(DType::F32, &[0, 0])?,
+        })
     }
 
-    pub(crate) fn check(&self, op: &'static str, rows: usize, k: usize) -> Result<()> {
-        if rows * k.next_multiple_of(GROUP) <= self.codes.len() {
-            return Ok(());
-        }
-        Err(KernelError::Workspace { op, rows, k, max_rows: self.max_rows, max_k: self.max_k })
-    }
-
-    /// Quantises every row of `x`; `check` has passed for its shape.
-    pub(crate) fn quantize(&mut self, exec: &Exec, x: Matrix<'_>) -> Quantized<'_> {
-        let groups = x.cols.div_ceil(GROUP);
-        match exec {
-            Exec::Reference => self.rows_mut(groups).zip(0..x.rows).for_each(|(mut out, row)| out.reference(x.row(row))),
-            Exec::Simd(team) => cpu::quantize::rows(team, x, self.rows_mut(groups)),
-        }
-        Quantized {
-            codes: &self.codes,
-            scales: &self.scales,
-            sums: &self.sums,
-            scaled_sums: &self.scaled_sums,
-            scaled_group_sums: &self.scaled_group_sums,
-            groups,
-        }
-    }
-
-    fn rows_mut(&mut self, groups: usize) -> impl Iterator<Item = QuantizedRow<'_>> + Send {
-        let groups = groups.max(1);
-        self.codes
-            .chunks_exact_mut(groups * GROUP)
-            .zip(self.scales.chunks_exact_mut(groups))
-            .zip(self.sums.chunks_exact_mut(groups * 2))
-            .zip(self.scaled_sums.chunks_exact_mut(groups * 2))
-            .zip(self.scaled_group_sums.chunks_exact_mut(groups))
-            .map(|((((codes, scales), sums), scaled_sums), scaled_group_sums)| QuantizedRow {
-                codes,
-                scales,
-                sums,
-                scaled_sums,
-                scaled_group_sums,
-            })
+    /// Adds scratch for [`crate::encoder_attention`] over batches of up to `tokens` of width `hidden`.
+    ///
+    /// # Errors
+    /// [`crate::KernelError::OutOfMemory`].
+    pub fn with_encoder_attention(mut self, tokens: usize, sequences: usize, hidden: usize) -> Result<Workspace> {
+        let padded = (tokens.div_ceil(16) + sequences + 1) * 16;
+        // Heads narrower than 16 are padded, at most to twice the width for 8.
+        self.attention = Buf::zeros(DType::F32, &[padded, 4 * hidden])?;
+        Ok(self)
     }
 }

@@ -1,28 +1,46 @@
-//! Inputs and comparisons that unit tests, benches and a later check on a device share.
+//! Inputs that tests and benches share: seeded, without a dependency.
 
-mod random;
+use crate::blocks::BlockFormat;
+use crate::cpu::Level;
 
-pub use random::Random;
-
-/// Panics unless the two slices agree within `tolerance`, relative to the larger of 1 and the expected magnitude.
-///
-/// # Panics
-/// With the first pair that differs.
-pub fn assert_close(found: &[f32], expected: &[f32], tolerance: f32) {
-    assert_eq!(found.len(), expected.len());
-    for (i, (&a, &b)) in found.iter().zip(expected).enumerate() {
-        let close = (a - b).abs() <= tolerance * b.abs().max(1.0);
-        assert!(close || a.to_bits() == b.to_bits(), "element {i}: {a} is not {b}");
-    }
+/// `len` values in -1..1 from a counter hash.
+#[must_use]
+pub fn fill(len: usize, seed: u64) -> Vec<f32> {
+    (0..len as u64).map(|at| (hash(at, seed) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0).collect()
 }
 
-/// Panics unless the two slices are equal bit for bit.
-///
-/// # Panics
-/// With the first pair that differs.
-pub fn assert_same_bits(found: &[f32], expected: &[f32]) {
-    assert_eq!(found.len(), expected.len());
-    for (i, (a, b)) in found.iter().zip(expected).enumerate() {
-        assert!(a.to_bits() == b.to_bits(), "element {i}: {a:e} is not {b:e} bit for bit");
+/// A 64-bit mix of position and seed (SplitMix64's finaliser).
+#[must_use]
+pub fn hash(at: u64, seed: u64) -> u64 {
+    let mut z = at.wrapping_add(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// `blocks` blocks of random codes with scales of a sensible size.
+#[must_use]
+pub fn random_blocks(format: BlockFormat, blocks: usize, seed: u64) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..(blocks * format.bytes()) as u64).map(|at| hash(at, seed) as u8).collect();
+    for (at, block) in bytes.chunks_exact_mut(format.bytes()).enumerate() {
+        let scale = half::f16::from_f32(0.01 + (hash(at as u64, seed + 1) % 100) as f32 / 5000.0).to_le_bytes();
+        let starts: &[usize] = match format {
+            BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
+            BlockFormat::Q4_1 | BlockFormat::Q4K => &[0, 2],
+            BlockFormat::Q6K => &[208],
+        };
+        for start in starts {
+            block[*start..*start + 2].copy_from_slice(&scale);
+        }
+    }
+    bytes
+}
+
+/// The instruction sets that this machine has.
+pub(crate) fn levels() -> Vec<Level> {
+    match crate::cpu::level() {
+        Level::Avx512 => vec![Level::Avx512, Level::Avx2, Level::Portable],
+        Level::Avx2 => vec![Level::Avx2, Level::Portable],
+        Level::Portable => vec![Level::Portable],
     }
 }
