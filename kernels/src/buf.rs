@@ -355,3 +355,28 @@ impl RawRows {
         self.start.wrapping_add(row * self.stride + col)
     }
 }
+
+/// An element type whose every bit pattern is a value.
+pub trait Plain: Copy + private::Sealed {}
+impl Plain for f32 {}
+impl Plain for half::f16 {}
+impl Plain for half::bf16 {}
+
+mod private {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+}
+
+/// `bytes` as elements without a copy; `None` when they are not aligned or no whole number of elements. Elements
+/// are little-endian, so on a big-endian machine this is always `None`.
+#[must_use]
+pub fn cast<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
+    if cfg!(target_endian = "big") {
+        return None;
+    }
+    // SAFETY: every bit pattern of a Plain type is a value.
+    let (before, elements, after) = unsafe { bytes.align_to::<T>() };
+    (before.is_empty() && after.is_empty()).then_some(elements)
+}

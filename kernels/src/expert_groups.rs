@@ -98,7 +98,7 @@ impl ExpertGroups {
 
     /// The token of each sorted row; `None` for the identity.
     pub(crate) fn tokens(&self) -> Option<&[u32]> {
-        (!self.dense).then_some(&self.tokens[..self.rows])
+        (!self.dense).then(|| &self.tokens[..self.rows])
     }
 
     /// The sorted row of each (token, rank) pair.

@@ -41,7 +41,7 @@ pub mod scan_topk;
 pub mod team;
 pub mod workspace;
 
-pub use buf::{Buf, DType, View, ViewMut};
+pub use buf::{Buf, DType, View, ViewMut, cast};
 pub use embed_rows::{EmbeddingTable, embed_rows};
 pub use encoder_attention::encoder_attention;
 pub use error::{KernelError, Result};

@@ -1,1 +1,26 @@
-//! `model`.
+//! Weights and forward passes: one decoder (Llama, Mistral, Mixtral), one encoder (BERT, XLM-R).
+//!
+//! [`ModelSource`] opens a Hugging Face folder or a GGUF file; [`Decoder::load`] and [`Encoder::load`] bring the
+//! weights into the kernels' one layout. A step's input is a [`ForwardBatch`] over a [`KvCache`]; both are defined
+//! here and filled by `engine::runner`. Nothing here knows the engine, text or HTTP.
+
+mod batch;
+mod config;
+mod decoder;
+mod encoder;
+mod error;
+mod gguf;
+mod gguf_value;
+mod hf_config;
+mod rope_scaling;
+mod source;
+mod weights;
+
+pub use batch::{ForwardBatch, KvCache, KvSpec, Logits};
+pub use config::{Activation, DecoderConfig, EncoderConfig, MoeConfig, ModelConfig, PositionStyle, RopeConfig, RopeScaling};
+pub use decoder::Decoder;
+pub use encoder::Encoder;
+pub use error::ModelError;
+pub use source::{GenerationConfig, GgufVocab, ModelSource, ModelSummary, TokenizerSource};
+pub use tarn_kernels::{Exec, Pooling, SeqSpan, Team};
+pub use weights::{DtypeChoice, LoadOptions, LoadProgress};

@@ -1,0 +1,264 @@
+//! BERT and XLM-R: one forward pass over sequences packed without padding.
+
+use tarn_kernels::{
+    Buf, DType, EmbeddingTable, Exec, GeluKind, Packed, ViewMut, Workspace, embed_rows, encoder_attention, gelu,
+    layer_norm, matmul, pack, pool,
+};
+
+use super::config::{Activation, EncoderConfig, ModelConfig, PositionStyle};
+use super::error::{ModelError, Result};
+use super::source::ModelSource;
+use super::weights::{LoadOptions, LoadProgress, Tensors};
+
+/// A loaded embedder.
+#[derive(Debug)]
+pub struct Encoder {
+    config: EncoderConfig,
+    exec: Exec,
+    words: EmbeddingTable,
+    positions: EmbeddingTable,
+    types: Option<EmbeddingTable>,
+    norm: Norm,
+    layers: Vec<Layer>,
+    state: State,
+    max_tokens: usize,
+}
+
+#[derive(Debug)]
+struct Norm {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Dense {
+    weight: Packed,
+    bias: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Layer {
+    qkv: Dense,
+    output: Dense,
+    attention_norm: Norm,
+    up: Dense,
+    down: Dense,
+    mlp_norm: Norm,
+}
+
+#[derive(Debug)]
+struct State {
+    x: Buf,
+    extra: Buf,
+    qkv: Buf,
+    attended: Buf,
+    inner: Buf,
+    position_ids: Vec<u32>,
+    zeros: Vec<u32>,
+    ws: Workspace,
+}
+
+impl Encoder {
+    /// Loads the weights of `source`. `options.max_num_batched_tokens` bounds one forward pass and is raised to the
+    /// model's longest input.
+    ///
+    /// # Errors
+    /// [`ModelError`] that names the tensor or field and what to do.
+    pub fn load(source: &ModelSource, options: LoadOptions) -> Result<Encoder> {
+        let ModelConfig::Encoder(config) = source.config() else {
+            return Err(ModelError::WrongKind {
+                name: source.path().display().to_string(),
+                found: "a model that generates",
+                needed: "an encoder (BERT, XLM-RoBERTa)",
+            });
+        };
+        let tensors = if options.dummy_weights { Tensors::Dummy } else { source.tensors()? };
+        let (hidden, inner) = (config.hidden, config.intermediate);
+        let target = options.dtype.target();
+        let table = |name: &str, rows: usize| -> Result<EmbeddingTable> {
+            let elements = tensors.get(&format!("embeddings.{name}.weight"), &[rows, hidden])?;
+            Ok(EmbeddingTable::new(elements.data(), rows, hidden)?)
+        };
+        let norm = |name: &str| -> Result<Norm> {
+            Ok(Norm {
+                weight: tensors.vector(&format!("{name}.weight"), hidden)?,
+                bias: tensors.vector(&format!("{name}.bias"), hidden)?,
+            })
+        };
+        let dense = |name: &str, n: usize, k: usize| -> Result<Dense> {
+            let weight = tensors.get(&format!("{name}.weight"), &[n, k])?;
+            Ok(Dense {
+                weight: pack::dense(weight.data(), n, k, target)?,
+                bias: tensors.vector(&format!("{name}.bias"), n)?,
+            })
+        };
+        let mut layers = Vec::with_capacity(config.layers);
+        for at in 0..config.layers {
+            let name = |part: &str| format!("encoder.layer.{at}.{part}");
+            let part = |part: &str| -> Result<_> {
+                let weight = tensors.get(&name(&format!("attention.self.{part}.weight")), &[hidden, hidden])?;
+                Ok((weight, tensors.vector(&name(&format!("attention.self.{part}.bias")), hidden)?))
+            };
+            let (q, k, v) = (part("query")?, part("key")?, part("value")?);
+            let rows = [(q.0.data(), hidden), (k.0.data(), hidden), (v.0.data(), hidden)];
+            let qkv = Dense {
+                weight: pack::dense_rows(&rows, hidden, target)?,
+                bias: [&q.1[..], &k.1, &v.1].concat(),
+            };
+            layers.push(Layer {
+                qkv,
+                output: dense(&name("attention.output.dense"), hidden, hidden)?,
+                attention_norm: norm(&name("attention.output.LayerNorm"))?,
+                up: dense(&name("intermediate.dense"), inner, hidden)?,
+                down: dense(&name("output.dense"), hidden, inner)?,
+                mlp_norm: norm(&name("output.LayerNorm"))?,
+            });
+            if let Some(progress) = &options.progress {
+                progress(LoadProgress { layers: at + 1, of: config.layers });
+            }
+        }
+        let max_tokens = options.max_num_batched_tokens.max(config.max_tokens);
+        Ok(Encoder {
+            words: table("word_embeddings", config.vocab)?,
+            positions: table("position_embeddings", config.position_rows)?,
+            types: (config.type_rows > 0).then(|| table("token_type_embeddings", config.type_rows)).transpose()?,
+            norm: norm("embeddings.LayerNorm")?,
+            state: State::new(config, max_tokens)?,
+            config: config.clone(),
+            exec: options.exec,
+            layers,
+            max_tokens,
+        })
+    }
+
+    /// What the model is.
+    #[must_use]
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    /// Width of a vector.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.config.hidden
+    }
+
+    /// Most tokens of one forward pass, over all sequences.
+    #[must_use]
+    pub fn max_batch_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Pooled vectors `[sequences, dim]` of the sequences `cu_seqlens[i]..cu_seqlens[i + 1]` of `input_ids`, written
+    /// to `out`; of norm 1 where the model says so.
+    ///
+    /// # Errors
+    /// [`ModelError::Batch`] when the batch is larger than the encoder was sized for or a sequence is too long.
+    pub fn forward(&mut self, input_ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let tokens = input_ids.len();
+        let sequences = cu_seqlens.len().saturating_sub(1);
+        self.check(tokens, cu_seqlens)?;
+        let (exec, state, config) = (&self.exec, &mut self.state, &self.config);
+        let first = if let PositionStyle::Offset(offset) = config.positions { offset as u32 } else { 0 };
+        for pair in cu_seqlens.windows(2) {
+            for (at, id) in state.position_ids[pair[0] as usize..pair[1] as usize].iter_mut().enumerate() {
+                *id = first + at as u32;
+            }
+        }
+        embed_rows(exec, input_ids, &self.words, state.x.head_mut(tokens)?)?;
+        embed_rows(exec, &state.position_ids[..tokens], &self.positions, state.extra.head_mut(tokens)?)?;
+        add(state.extra.as_f32()?, state.x.as_f32_mut()?, tokens * config.hidden);
+        if let Some(types) = &self.types {
+            embed_rows(exec, &state.zeros[..tokens], types, state.extra.head_mut(tokens)?)?;
+            add(state.extra.as_f32()?, state.x.as_f32_mut()?, tokens * config.hidden);
+        }
+        let norm = &self.norm;
+        layer_norm(exec, state.x.head(tokens)?, None, &norm.weight, &norm.bias, config.eps, state.extra.head_mut(tokens)?)?;
+        std::mem::swap(&mut state.x, &mut state.extra);
+        for layer in &self.layers {
+            layer.forward(exec, config, state, tokens, cu_seqlens)?;
+        }
+        out.clear();
+        out.resize(sequences * config.hidden, 0.0);
+        let view = ViewMut::new(out, sequences, config.hidden)?;
+        pool(exec, state.x.head(tokens)?, cu_seqlens, config.pooling, config.normalize, view)?;
+        Ok(())
+    }
+
+    fn check(&self, tokens: usize, cu_seqlens: &[u32]) -> Result<()> {
+        let wrong = |what: String| Err(ModelError::Batch { what });
+        if tokens > self.max_tokens {
+            return wrong(format!("{tokens} tokens, the encoder was sized for {}", self.max_tokens));
+        }
+        if cu_seqlens.first() != Some(&0) || cu_seqlens.last().is_none_or(|end| *end as usize != tokens) {
+            return wrong(format!("sequence bounds {cu_seqlens:?} do not cover {tokens} tokens"));
+        }
+        for pair in cu_seqlens.windows(2) {
+            if pair[1] < pair[0] || (pair[1] - pair[0]) as usize > self.config.max_tokens {
+                return wrong(format!("a sequence of {}..{}, at most {} tokens", pair[0], pair[1], self.config.max_tokens));
+            }
+        }
+        if cu_seqlens.len() - 1 > self.max_tokens {
+            return wrong(format!("{} sequences", cu_seqlens.len() - 1));
+        }
+        Ok(())
+    }
+}
+
+fn add(from: &[f32], to: &mut [f32], len: usize) {
+    to[..len].iter_mut().zip(&from[..len]).for_each(|(sum, x)| *sum += x);
+}
+
+impl Layer {
+    fn forward(
+        &self,
+        exec: &Exec,
+        config: &EncoderConfig,
+        state: &mut State,
+        tokens: usize,
+        cu_seqlens: &[u32],
+    ) -> Result<()> {
+        let head_dim = config.hidden / config.heads;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let State { x, extra, qkv, attended, inner, ws, .. } = state;
+        matmul(exec, ws, x.head(tokens)?, &self.qkv.weight, Some(&self.qkv.bias), qkv.head_mut(tokens)?, false)?;
+        let out = attended.head_mut(tokens)?;
+        encoder_attention(exec, ws, qkv.head(tokens)?, config.heads, head_dim, cu_seqlens, scale, out)?;
+        let bias = Some(&self.output.bias[..]);
+        matmul(exec, ws, attended.head(tokens)?, &self.output.weight, bias, extra.head_mut(tokens)?, false)?;
+        let norm = &self.attention_norm;
+        let out = attended.head_mut(tokens)?;
+        layer_norm(exec, extra.head(tokens)?, Some(x.head(tokens)?), &norm.weight, &norm.bias, config.eps, out)?;
+        let bias = Some(&self.up.bias[..]);
+        matmul(exec, ws, attended.head(tokens)?, &self.up.weight, bias, inner.head_mut(tokens)?, false)?;
+        let kind = match config.activation {
+            Activation::GeluErf => GeluKind::Erf,
+            Activation::GeluTanh => GeluKind::Tanh,
+            Activation::Relu => GeluKind::Relu,
+        };
+        gelu(exec, inner.head_mut(tokens)?, kind)?;
+        let bias = Some(&self.down.bias[..]);
+        matmul(exec, ws, inner.head(tokens)?, &self.down.weight, bias, extra.head_mut(tokens)?, false)?;
+        let norm = &self.mlp_norm;
+        let out = x.head_mut(tokens)?;
+        layer_norm(exec, extra.head(tokens)?, Some(attended.head(tokens)?), &norm.weight, &norm.bias, config.eps, out)?;
+        Ok(())
+    }
+}
+
+impl State {
+    fn new(config: &EncoderConfig, tokens: usize) -> Result<State> {
+        let buf = |cols: usize| Buf::zeros(DType::F32, &[tokens, cols]);
+        let widest = config.hidden.max(config.intermediate);
+        Ok(State {
+            x: buf(config.hidden)?,
+            extra: buf(config.hidden)?,
+            qkv: buf(3 * config.hidden)?,
+            attended: buf(config.hidden)?,
+            inner: buf(config.intermediate)?,
+            position_ids: vec![0; tokens],
+            zeros: vec![0; tokens],
+            ws: Workspace::new(tokens, widest)?.with_encoder_attention(tokens, tokens.min(1024), config.hidden)?,
+        })
+    }
+}
