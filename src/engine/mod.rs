@@ -1,1 +1,37 @@
-//! `engine`.
+//! The engine thread: continuous batching over a paged KV cache. Token ids only, no words.
+//!
+//! One thread owns the runner (and through it the weights and the KV cache) and the [`Scheduler`](scheduler); there
+//! are no locks inside. Everyone else holds an [`EngineHandle`]. A step is
+//! `schedule() → StepPlan → launch → collect → StepOutput → update() → events` ([`engine_loop`]).
+//!
+//! | file | what |
+//! |---|---|
+//! | `request`, `handle` | what goes in and comes out |
+//! | `block_pool`, `sequence`, `scheduler` | which tokens are computed next, and where their keys go |
+//! | `step`, `runner`, `sampler`, `constraint` | carrying a step out |
+//!
+//! Invariant: every admitted request gets exactly one terminal event ([`Event::Done`] or [`Event::Failed`]).
+
+mod block_pool;
+mod constraint;
+mod engine_loop;
+mod handle;
+mod request;
+mod runner;
+mod sampler;
+mod scheduler;
+mod sequence;
+mod stats;
+mod step;
+
+pub use block_pool::{BlockHash, BlockPool};
+pub use constraint::{BitMask, Constraint};
+pub use engine_loop::{EngineConfig, EngineThread, start};
+pub use handle::{EngineHandle, EngineLimits, EventStream, SubmitError};
+pub use request::{
+    EngineError, Event, FinishReason, Priority, Request, RequestId, SampledToken, SamplingParams, TokenLogprobs, Usage,
+};
+pub use runner::{ModelRunner, RunnerError, StepRunner};
+pub use sampler::{Sampler, philox_uniform};
+pub use stats::EngineStats;
+pub use step::{SampleSpec, StepOutput, StepPlan, Ticket};

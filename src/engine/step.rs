@@ -1,0 +1,79 @@
+//! One step: what to compute, and what came out. Host integers only.
+
+use std::sync::Arc;
+
+use crate::model::SeqSpan;
+
+use super::constraint::BitMask;
+use super::request::{SampledToken, SamplingParams, TokenLogprobs};
+
+/// What the next step computes.
+#[derive(Debug, Default)]
+pub struct StepPlan {
+    /// Token ids, `[tokens]`.
+    pub input_ids: Vec<u32>,
+    /// Position of each token in its sequence.
+    pub positions: Vec<u32>,
+    /// Where each token's key and value go: block * 16 + offset.
+    pub slot_mapping: Vec<u32>,
+    /// Which tokens belong to which sequence.
+    pub sequences: Vec<SeqSpan>,
+    /// All sequences' block tables.
+    pub block_tables: Vec<u32>,
+    /// Tokens to draw.
+    pub samples: Vec<SampleSpec>,
+    /// Prompt positions whose log probabilities are wanted: `(row, the token that follows, how many of the likeliest)`.
+    pub prompt_logprobs: Vec<(u32, u32, u8)>,
+}
+
+impl StepPlan {
+    /// Number of tokens.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.input_ids.len()
+    }
+
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.input_ids.clear();
+        self.positions.clear();
+        self.slot_mapping.clear();
+        self.sequences.clear();
+        self.block_tables.clear();
+        self.samples.clear();
+        self.prompt_logprobs.clear();
+    }
+}
+
+/// A token to draw.
+#[derive(Debug)]
+pub struct SampleSpec {
+    /// The input row whose logits it is drawn from.
+    pub row: u32,
+    /// How.
+    pub params: Arc<SamplingParams>,
+    /// Key of the random numbers.
+    pub seed: u64,
+    /// Counter of the random numbers: the token's position in its sequence.
+    pub position: u32,
+    /// Prompt and answer so far, where penalties need them.
+    pub history: Option<(Arc<[u32]>, Vec<u32>)>,
+    /// Tokens that must not be drawn yet (stops before `min_tokens`).
+    pub banned: Arc<[u32]>,
+    /// What the grammar allows.
+    pub mask: Option<BitMask>,
+}
+
+/// A step that was launched.
+#[derive(Debug)]
+#[must_use = "a launched step must be collected"]
+pub struct Ticket(pub u64);
+
+/// What a step yielded.
+#[derive(Debug, Default)]
+pub struct StepOutput {
+    /// One a `StepPlan::samples`, in order.
+    pub samples: Vec<SampledToken>,
+    /// One a `StepPlan::prompt_logprobs`, in order.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
+}
