@@ -1,1 +1,19 @@
-//! `text`.
+//! Words and token ids: tokenizers, incremental detokenization, chat templates, stop texts, analysis for full text.
+//!
+//! Imports nothing of ours; the engine knows ids only, and this module is what turns them into text and back.
+
+pub mod analyze;
+mod chat_template;
+mod detokenizer;
+mod error;
+pub mod language;
+mod stop_strings;
+mod tokenizer;
+mod vocab;
+
+pub use chat_template::ChatTemplate;
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use stop_strings::{StopOutcome, StopStrings};
+pub use tokenizer::Tokenizer;
+pub use vocab::{Vocab, VocabKind};
