@@ -1,1 +1,4 @@
-//! tests
+//! The one integration binary: each file below is a subject.
+
+mod architecture;
+mod models;

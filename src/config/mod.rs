@@ -1,1 +1,18 @@
-//! `config`.
+//! Settings in two stages: what was typed, then what it resolves to.
+//!
+//! [`RawSettings`] is as close as possible to what the user typed: command-line
+//! flags, `TARN_*` variables and `tarn.toml`, merged in that order of strength.
+//! It touches nothing. [`Settings`] is the resolved form: every default filled in,
+//! every combination checked; the command line builds the parts from it.
+//!
+//! Nothing else in Tarn reads the environment or a settings file.
+
+mod error;
+mod raw;
+mod settings;
+
+pub use error::ConfigError;
+pub use raw::RawSettings;
+pub use settings::{
+    EmbedSettings, EngineSettings, IngestSettings, ModelLocation, ModelSettings, ServerSettings, Settings,
+};

@@ -1,0 +1,47 @@
+# Two commands do all the set-up:
+#   make run    builds, gets small real weights, ingests the demo catalogue, serves it and asks it a question
+#   make test   formats, lints, tests and documents; the network is used for dependencies only
+#
+# TARN_TARGET  where cargo builds (default: outside the checkout, so that fresh clones share it)
+
+SHELL := /bin/bash
+TARN_TARGET ?= $(or $(CARGO_TARGET_DIR),$(HOME)/.cache/tarn/target)
+export TARN_MODELS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tarn/models
+export CARGO_TARGET_DIR := $(TARN_TARGET)
+CARGO ?= cargo
+
+.PHONY: help run test setup fmt lint unit doc build bench clean-demo
+
+help: ## say what each target does
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+run: setup build ## the main job: documents in, cited answers out, server left up
+	@models/fetch_demo.sh
+	@tests/demo/run.sh "$(TARN_TARGET)/release/tarn"
+
+test: setup fmt lint unit doc ## everything that must pass before a change lands
+
+setup:
+	@.ci/setup
+
+build: setup ## the release binary
+	$(CARGO) build --locked --release
+
+fmt:
+	$(CARGO) fmt --all --check
+
+lint:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+unit:
+	$(CARGO) nextest run --locked --workspace
+	$(CARGO) test --locked --workspace --doc --quiet
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+
+bench: build ## the figures of docs/BENCHMARKS.md that need no peer
+	$(CARGO) bench --locked -p tarn-kernels
+
+clean-demo: ## remove the demo lake
+	rm -rf .tarn

@@ -1,0 +1,335 @@
+//! What the typed settings resolve to.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{ConfigError, RawSettings};
+use crate::model::DtypeChoice;
+
+/// Every setting with its default filled in and checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The generator, if one was named.
+    pub model: Option<ModelSettings>,
+    /// The embedder, if one was named.
+    pub embedder: Option<EmbedSettings>,
+    /// The lake's folder.
+    pub lake: PathBuf,
+    /// How long replaced and deleted versions stay.
+    pub retention: Duration,
+    /// Threads that compute, for each owner thread's team.
+    pub threads: usize,
+    /// Element type of weights.
+    pub dtype: DtypeChoice,
+    /// The engine's limits.
+    pub engine: EngineSettings,
+    /// The server's limits.
+    pub server: ServerSettings,
+    /// Parsing and chunking.
+    pub ingest: IngestSettings,
+    /// Where pulled models are kept.
+    pub models_dir: PathBuf,
+    /// The hub's address and token.
+    pub hub: (String, Option<String>),
+    /// Log filter.
+    pub log: String,
+    /// Log lines as JSON.
+    pub log_json: bool,
+}
+
+/// Where a model's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelLocation {
+    /// A folder or a `.gguf` file that exists.
+    pub path: PathBuf,
+    /// The name that requests use.
+    pub name: String,
+}
+
+/// The generator.
+#[derive(Debug, Clone)]
+pub struct ModelSettings {
+    /// Files and name.
+    pub location: ModelLocation,
+    /// Random weights of the right shapes.
+    pub dummy_weights: bool,
+}
+
+/// The embedder.
+#[derive(Debug, Clone)]
+pub struct EmbedSettings {
+    /// Files and name.
+    pub location: ModelLocation,
+    /// What stands before a query, if set.
+    pub query_prefix: Option<String>,
+    /// What stands before a passage, if set.
+    pub passage_prefix: Option<String>,
+}
+
+/// The engine's limits.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// Upper bound of prompt plus answer in tokens, if set.
+    pub max_model_len: Option<usize>,
+    /// KV cache in bytes, if set.
+    pub kv_cache_bytes: Option<usize>,
+    /// Sequences in one step.
+    pub max_num_seqs: usize,
+    /// Tokens in one step.
+    pub max_num_batched_tokens: usize,
+    /// Requests that wait.
+    pub max_waiting: usize,
+    /// Reuse equal prompt beginnings.
+    pub prefix_cache: bool,
+}
+
+/// The server's limits.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    /// Address.
+    pub listen: SocketAddr,
+    /// Keys, empty for none.
+    pub api_keys: Vec<String>,
+    /// Largest upload in bytes.
+    pub max_upload_bytes: usize,
+    /// Time to finish after SIGTERM.
+    pub drain: Duration,
+}
+
+/// Parsing and chunking.
+#[derive(Debug, Clone)]
+pub struct IngestSettings {
+    /// Wall time of one parse.
+    pub parse_time: Duration,
+    /// Memory of one parse in bytes.
+    pub parse_bytes: u64,
+    /// Tokens of one chunk.
+    pub chunk_tokens: usize,
+}
+
+impl Settings {
+    /// Fills in defaults and checks every value.
+    ///
+    /// # Errors
+    /// The first setting that cannot be used, with what to do.
+    pub fn resolve(raw: RawSettings) -> Result<Settings, ConfigError> {
+        let models_dir = models_dir(&raw)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = in_range("threads", raw.threads.unwrap_or(cores), 1, 1024, "1 to 1024")?;
+        let dtype = match raw.dtype.as_deref().unwrap_or("auto") {
+            "auto" => DtypeChoice::Auto,
+            "f32" => DtypeChoice::F32,
+            "bf16" => DtypeChoice::BF16,
+            "f16" => DtypeChoice::F16,
+            other => {
+                return Err(ConfigError::OutOfRange {
+                    flag: "dtype",
+                    given: other.to_owned(),
+                    expected: "auto, f32, bf16 or f16",
+                });
+            }
+        };
+        let model = match &raw.model {
+            Some(given) => Some(ModelSettings {
+                location: locate("model", given, raw.served_model_name.as_deref(), &models_dir)?,
+                dummy_weights: raw.dummy_weights.unwrap_or(false),
+            }),
+            None => None,
+        };
+        let embedder = match &raw.embedder {
+            Some(given) => Some(EmbedSettings {
+                location: locate("embedder", given, None, &models_dir)?,
+                query_prefix: raw.query_prefix.clone(),
+                passage_prefix: raw.passage_prefix.clone(),
+            }),
+            None => None,
+        };
+        Ok(Settings {
+            model,
+            embedder,
+            lake: raw.lake.clone().unwrap_or_else(|| PathBuf::from("lake")),
+            retention: Duration::from_secs(u64::from(raw.retention_days.unwrap_or(7)) * 86_400),
+            threads,
+            dtype,
+            engine: engine(&raw)?,
+            server: server(&raw)?,
+            ingest: ingest(&raw)?,
+            models_dir,
+            hub: (raw.hub.unwrap_or_else(|| "https://huggingface.co".to_owned()), raw.hub_token),
+            log: raw.log.unwrap_or_else(|| "info".to_owned()),
+            log_json: match raw.log_format.as_deref().unwrap_or("text") {
+                "text" => false,
+                "json" => true,
+                other => {
+                    return Err(ConfigError::OutOfRange {
+                        flag: "log-format",
+                        given: other.to_owned(),
+                        expected: "text or json",
+                    });
+                }
+            },
+        })
+    }
+
+    /// The generator, or an error that says how to name one.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`].
+    pub fn need_model(&self) -> Result<&ModelSettings, ConfigError> {
+        self.model.as_ref().ok_or(ConfigError::Missing { what: "model", flag: "model", env: "TARN_MODEL" })
+    }
+
+    /// The embedder, or an error that says how to name one.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`].
+    pub fn need_embedder(&self) -> Result<&EmbedSettings, ConfigError> {
+        self.embedder
+            .as_ref()
+            .ok_or(ConfigError::Missing { what: "embedder", flag: "embedder", env: "TARN_EMBEDDER" })
+    }
+}
+
+fn engine(raw: &RawSettings) -> Result<EngineSettings, ConfigError> {
+    let max_num_seqs = in_range("max-num-seqs", raw.max_num_seqs.unwrap_or(64), 1, 4096, "1 to 4096")?;
+    let batched =
+        in_range("max-num-batched-tokens", raw.max_num_batched_tokens.unwrap_or(512), 16, 65_536, "16 to 65536")?;
+    if batched < max_num_seqs {
+        return Err(ConfigError::OutOfRange {
+            flag: "max-num-batched-tokens",
+            given: batched.to_string(),
+            expected: "at least --max-num-seqs, so that every running sequence can take a step",
+        });
+    }
+    Ok(EngineSettings {
+        max_model_len: raw.max_model_len,
+        kv_cache_bytes: raw.kv_cache_mb.map(|mb| mb << 20),
+        max_num_seqs,
+        max_num_batched_tokens: batched,
+        max_waiting: in_range("max-waiting", raw.max_waiting.unwrap_or(1024), 1, 1 << 20, "1 to 1048576")?,
+        prefix_cache: raw.prefix_cache.unwrap_or(true),
+    })
+}
+
+fn server(raw: &RawSettings) -> Result<ServerSettings, ConfigError> {
+    let given = raw.listen.clone().unwrap_or_else(|| "127.0.0.1:9300".to_owned());
+    let listen = resolve_address(&given).ok_or(ConfigError::Listen { given })?;
+    let api_keys: Vec<String> = raw
+        .api_key
+        .as_deref()
+        .unwrap_or("")
+        .split(',')
+        .map(str::trim)
+        .filter(|key| !key.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if !listen.ip().is_loopback() && api_keys.is_empty() && !raw.insecure.unwrap_or(false) {
+        return Err(ConfigError::OpenWithoutKey { listen });
+    }
+    Ok(ServerSettings {
+        listen,
+        api_keys,
+        max_upload_bytes: in_range("max-upload-mb", raw.max_upload_mb.unwrap_or(512), 1, 1 << 20, "1 to 1048576")?
+            << 20,
+        drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
+    })
+}
+
+fn ingest(raw: &RawSettings) -> Result<IngestSettings, ConfigError> {
+    let parse_mb = in_range("parse-mb", raw.parse_mb.unwrap_or(2048), 256, 1 << 20, "256 to 1048576")?;
+    Ok(IngestSettings {
+        parse_time: Duration::from_secs(raw.parse_seconds.unwrap_or(120).max(1)),
+        parse_bytes: (parse_mb as u64) << 20,
+        chunk_tokens: in_range("chunk-tokens", raw.chunk_tokens.unwrap_or(200), 32, 8192, "32 to 8192")?,
+    })
+}
+
+/// `HOST:PORT` to an address; `localhost` and bare names go through the system's resolver.
+fn resolve_address(given: &str) -> Option<SocketAddr> {
+    use std::net::ToSocketAddrs;
+    given.parse().ok().or_else(|| given.to_socket_addrs().ok()?.next())
+}
+
+fn in_range(
+    flag: &'static str,
+    given: usize,
+    low: usize,
+    high: usize,
+    expected: &'static str,
+) -> Result<usize, ConfigError> {
+    if (low..=high).contains(&given) {
+        Ok(given)
+    } else {
+        Err(ConfigError::OutOfRange { flag, given: given.to_string(), expected })
+    }
+}
+
+fn models_dir(raw: &RawSettings) -> Result<PathBuf, ConfigError> {
+    if let Some(dir) = &raw.models_dir {
+        return Ok(dir.clone());
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))
+        .ok_or(ConfigError::NoModelsDir)?;
+    Ok(cache.join("tarn").join("models"))
+}
+
+/// A path that exists, or a pulled repository `<models_dir>/<owner>/<name>`.
+fn locate(
+    what: &'static str,
+    given: &str,
+    served_as: Option<&str>,
+    models_dir: &Path,
+) -> Result<ModelLocation, ConfigError> {
+    let typed = PathBuf::from(given);
+    if typed.exists() {
+        let path = typed.canonicalize().unwrap_or(typed);
+        let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        let name = served_as.map_or_else(
+            || stem.map_or_else(|| given.to_owned(), |name| name.to_string_lossy().into_owned()),
+            str::to_owned,
+        );
+        return Ok(ModelLocation { path, name });
+    }
+    let pulled = models_dir.join(given);
+    if given.split('/').all(|part| !part.is_empty() && !part.starts_with('.')) && pulled.is_dir() {
+        return Ok(ModelLocation { path: pulled, name: served_as.unwrap_or(given).to_owned() });
+    }
+    Err(ConfigError::NoSuchModel { what, given: given.to_owned(), looked: pulled })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(raw: RawSettings) -> Result<Settings, ConfigError> {
+        Settings::resolve(RawSettings { models_dir: Some(PathBuf::from("/nonexistent")), ..raw })
+    }
+
+    #[test]
+    fn beyond_loopback_needs_a_key_or_insecure() {
+        let open = |raw| resolve(RawSettings { listen: Some("0.0.0.0:9300".to_owned()), ..raw });
+        assert!(matches!(open(RawSettings::default()), Err(ConfigError::OpenWithoutKey { .. })));
+        assert!(open(RawSettings { api_key: Some("k".to_owned()), ..RawSettings::default() }).is_ok());
+        assert!(open(RawSettings { insecure: Some(true), ..RawSettings::default() }).is_ok());
+    }
+
+    #[test]
+    fn a_model_that_is_nowhere_is_refused_with_the_command_that_gets_it() {
+        let raw = RawSettings { model: Some("org/none".to_owned()), ..RawSettings::default() };
+        let message = resolve(raw).expect_err("refused").to_string();
+        assert!(message.contains("tarn models pull org/none"), "{message}");
+    }
+
+    #[test]
+    fn a_batch_smaller_than_the_running_sequences_is_refused() {
+        let raw = RawSettings {
+            max_num_seqs: Some(64),
+            max_num_batched_tokens: Some(32),
+            ..RawSettings::default()
+        };
+        assert!(matches!(resolve(raw), Err(ConfigError::OutOfRange { flag: "max-num-batched-tokens", .. })));
+    }
+}
