@@ -1,1 +1,21 @@
-//! `ingest`.
+//! Untrusted files to chunks in the lake.
+//!
+//! A file is parsed in a child process ([`worker`]) into a [`document::Document`]: a list of blocks that know where
+//! they stand. [`chunk`] cuts blocks to the embedder's size, [`pipeline`] embeds and commits them, [`jobs`] keeps
+//! uploads until that is done.
+
+pub mod chunk;
+pub mod detect;
+pub mod document;
+mod error;
+mod jobs;
+pub mod parse;
+mod pipeline;
+mod sources;
+mod worker;
+
+pub use error::IngestError;
+pub use jobs::{FileOutcome, JobState, JobStatus, Jobs};
+pub use pipeline::{IngestOutcome, Pipeline, PipelineConfig, SourceFile};
+pub use sources::files_below;
+pub use worker::{WorkerLimits, parse_worker_main};

@@ -1,0 +1,111 @@
+//! Markdown: headings, paragraphs, tables, code.
+
+use crate::ingest::document::{BlockKind, Document, Place};
+
+pub(super) fn parse(text: &str) -> Document {
+    let mut document = Document::default();
+    let mut path: Vec<(usize, String)> = Vec::new();
+    let mut lines = Lines { text, at: 0, chars: 0 };
+    let mut paragraph: Option<(i64, String)> = None;
+    while let Some((start, line)) = lines.next() {
+        let trimmed = line.trim();
+        let headings = |path: &[(usize, String)]| path.iter().map(|(_, title)| title.clone()).collect::<Vec<_>>();
+        let level = trimmed.chars().take_while(|c| *c == '#').count();
+        let is_heading = (1..=6).contains(&level) && trimmed[level..].starts_with(' ');
+        let fence = trimmed.starts_with("```") || trimmed.starts_with("~~~");
+        if trimmed.is_empty() || is_heading || fence || trimmed.starts_with('|') {
+            put(&mut document, &headings(&path), paragraph.take());
+        }
+        if is_heading {
+            let title = trimmed[level..].trim().trim_end_matches('#').trim().to_owned();
+            path.retain(|(above, _)| *above < level);
+            if document.title.is_none() {
+                document.title = Some(title.clone());
+            }
+            path.push((level, title));
+        } else if fence {
+            let mut code = String::new();
+            for (_, line) in lines.by_ref() {
+                if line.trim().starts_with(&trimmed[..3]) {
+                    break;
+                }
+                code.push_str(line);
+            }
+            let place = Place { chars: Some((start, lines.chars)), ..Place::default() };
+            document.push(BlockKind::Code, &headings(&path), None, &code, place);
+        } else if trimmed.starts_with('|') {
+            table(&mut document, &headings(&path), &mut lines, trimmed);
+        } else if !trimmed.is_empty() {
+            paragraph.get_or_insert((start, String::new())).1.push_str(line);
+        }
+    }
+    let headings: Vec<String> = path.into_iter().map(|(_, title)| title).collect();
+    put(&mut document, &headings, paragraph);
+    document
+}
+
+fn put(document: &mut Document, headings: &[String], paragraph: Option<(i64, String)>) {
+    if let Some((start, text)) = paragraph {
+        let place = Place { chars: Some((start, start + text.chars().count() as i64)), ..Place::default() };
+        document.push(BlockKind::Text, headings, None, &text, place);
+    }
+}
+
+fn table(document: &mut Document, headings: &[String], lines: &mut Lines<'_>, header: &str) {
+    let cells = |line: &str| line.trim().trim_matches('|').split('|').map(|c| c.trim().to_owned()).collect::<Vec<_>>();
+    let header = cells(header).join(" | ");
+    while let Some((start, line)) = lines.peek().filter(|(_, line)| line.trim().starts_with('|')) {
+        lines.next();
+        if line.chars().all(|c| matches!(c, '|' | '-' | ':' | ' ' | '\t' | '\r' | '\n')) {
+            continue;
+        }
+        let place = Place { chars: Some((start, lines.chars)), ..Place::default() };
+        document.push(BlockKind::Table, headings, Some(&header), &cells(line).join(" | "), place);
+    }
+}
+
+/// Lines with the character at which they start.
+struct Lines<'a> {
+    text: &'a str,
+    at: usize,
+    chars: i64,
+}
+
+impl<'a> Lines<'a> {
+    fn peek(&self) -> Option<(i64, &'a str)> {
+        let rest = &self.text[self.at..];
+        let line = rest.split_inclusive('\n').next()?;
+        Some((self.chars, line))
+    }
+}
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = (i64, &'a str);
+    fn next(&mut self) -> Option<(i64, &'a str)> {
+        let (start, line) = self.peek()?;
+        self.at += line.len();
+        self.chars += line.chars().count() as i64;
+        Some((start, line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structure_is_kept() {
+        let document = parse("# Manual\nIntro\n\n## Ratings\n| A | B |\n|---|---|\n| 1 | 2 |\n\n```\ncode\n```\n## Next\nend");
+        let seen: Vec<_> = document.blocks.iter().map(|b| (b.kind, b.heading_path.join("/"), b.text.as_str())).collect();
+        assert_eq!(
+            seen,
+            [
+                (BlockKind::Text, "Manual".to_owned(), "Intro"),
+                (BlockKind::Table, "Manual/Ratings".to_owned(), "1 | 2"),
+                (BlockKind::Code, "Manual/Ratings".to_owned(), "code"),
+                (BlockKind::Text, "Manual/Next".to_owned(), "end"),
+            ]
+        );
+        assert_eq!(document.blocks[1].header.as_deref(), Some("A | B"));
+    }
+}
