@@ -18,7 +18,7 @@
 #![forbid(unsafe_code)]
 
 #[cfg(feature = "lake")]
-// pub mod cli;
+pub mod cli;
 #[cfg(feature = "lake")]
 pub mod config;
 pub mod customers;

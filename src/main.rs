@@ -1,2 +1,5 @@
-//! bin
-fn main() {}
+//! The `tarn` program; [`tarn::cli`] is all of it.
+
+fn main() -> std::process::ExitCode {
+    tarn::cli::main()
+}

@@ -1,1 +1,110 @@
 //! Logging and metrics: every metric name in one place.
+
+use std::fmt::Write as _;
+
+use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+
+/// Starts logging to standard error. A filter that does not parse becomes `info`.
+pub fn init_logging(filter: &str, json: bool) {
+    let filter = tracing_subscriber::EnvFilter::try_new(filter).unwrap_or_else(|_| "info".into());
+    let base = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call (in tests) finds a logger in place, which is fine.
+    let _ = if json { base.json().try_init() } else { base.try_init() };
+}
+
+/// A value of the engine, read when metrics are asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineSample {
+    /// vLLM's name without its prefix.
+    pub name: &'static str,
+    /// `gauge` or `counter`.
+    pub kind: &'static str,
+    /// Now.
+    pub value: f64,
+}
+
+/// What the server measures itself; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    seconds: HistogramVec,
+    first_token: HistogramVec,
+    between_tokens: HistogramVec,
+    end_to_end: HistogramVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// Empty metrics.
+    ///
+    /// # Panics
+    /// Never: the names are valid and distinct.
+    #[must_use]
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
+            let histogram = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)
+                .expect("a valid metric: this is a bug");
+            registry.register(Box::new(histogram.clone())).expect("a distinct metric: this is a bug");
+            histogram
+        };
+        let request = [0.01, 0.05, 0.1, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+        let first = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+        let between = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
+        let model = ["model_name"];
+        let requests = IntCounterVec::new(
+            Opts::new("tarn_http_requests_total", "Requests answered, by route and status"),
+            &["route", "status"],
+        )
+        .expect("a valid metric: this is a bug");
+        registry.register(Box::new(requests.clone())).expect("a distinct metric: this is a bug");
+        Metrics {
+            requests,
+            seconds: histogram("tarn_http_request_seconds", "Seconds until the answer began", &["route"], &request),
+            first_token: histogram("tarn_time_to_first_token_seconds", "Seconds to the first token", &model, &first),
+            between_tokens: histogram("tarn_inter_token_latency_seconds", "Seconds between tokens", &model, &between),
+            end_to_end: histogram("tarn_e2e_request_latency_seconds", "Seconds of a generation", &model, &request),
+            registry,
+        }
+    }
+
+    /// A request was answered.
+    pub fn answered(&self, route: &str, status: u16, seconds: f64) {
+        self.requests.with_label_values(&[route, &status.to_string()]).inc();
+        self.seconds.with_label_values(&[route]).observe(seconds);
+    }
+
+    /// A generation ended: seconds to its first token, for all of it, and its tokens.
+    pub fn generated(&self, model: &str, first: f64, total: f64, tokens: u32) {
+        self.first_token.with_label_values(&[model]).observe(first);
+        self.end_to_end.with_label_values(&[model]).observe(total);
+        if tokens > 1 {
+            self.between_tokens.with_label_values(&[model]).observe((total - first) / f64::from(tokens - 1));
+        }
+    }
+
+    /// All of it in Prometheus' text form; what vLLM measures also under its names.
+    #[must_use]
+    pub fn render(&self, model: &str, engine: &[EngineSample]) -> String {
+        let mut bytes = Vec::new();
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut bytes);
+        let own = String::from_utf8_lossy(&bytes).into_owned();
+        let mut out = String::new();
+        for line in own.lines().filter(|line| !line.contains("tarn_http_")) {
+            let _ = writeln!(out, "{}", line.replace("tarn_", "vllm:"));
+        }
+        for sample in engine {
+            for prefix in ["vllm:", "tarn_"] {
+                let EngineSample { name, kind, value } = sample;
+                let _ = writeln!(out, "# TYPE {prefix}{name} {kind}\n{prefix}{name}{{model_name=\"{model}\"}} {value}");
+            }
+        }
+        own + &out
+    }
+}

@@ -86,7 +86,11 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Query(args) => query::run(settings, args),
         Command::Generate(args) => generate::run(settings, args),
         Command::Embed(args) => embed::run(settings, args),
-        Command::Models(args) => models::run(&settings, args),
+        Command::Models(args) => {
+            let (hub, token) = settings.hub;
+            models::run(args, &models::ModelsSettings { models_dir: settings.models_dir, hub, token })?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::ParseWorker => Ok(crate::ingest::parse_worker_main()),
     }
 }

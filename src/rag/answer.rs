@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::embed::EmbedHandle;
 use crate::engine::Priority;
-use crate::lake::Lakes;
+use crate::lake::{Lakes, ScoredChunk};
 
 use super::cite::{Citation, Source, cite, cite_all};
 use super::error::RagError;
@@ -189,54 +189,64 @@ impl RagService {
         if request.generate && self.generator.is_none() {
             return Err(RagError::NoGenerator);
         }
-        let Retrieval { hits, lake_version, warnings, timings, .. } =
-            self.retrieve(&request.retrieve).await?;
-        let mut stream =
-            AnswerStream::new(started, request.retrieve.query.clone(), lake_version, warnings, timings);
-        match &self.generator {
-            Some(generator) if request.generate && !hits.is_empty() => {
-                let packing = Instant::now();
-                let answer_tokens = request.max_tokens.unwrap_or(self.config.answer_tokens);
-                let budget = Budget {
-                    window: generator.max_model_len(),
-                    answer: answer_tokens as usize,
-                    context: self.config.context_tokens,
-                };
-                let packed = self.pack(generator, &request, hits, budget).await?;
-                stream.timings.pack_ms = ms(packing);
-                stream.candidates(&packed.sources);
-                let generation =
-                    generator.generate(generation(generator, &request, &packed, answer_tokens)).await?;
-                stream.generate(generator.name(), packed.sources, generation);
-            }
-            _ if hits.is_empty() => stream.nothing_found(request.generate),
-            _ => {
-                let sources: Vec<Source> = (1..)
-                    .zip(hits)
-                    .map(|(marker, hit)| Source { marker, shown: 0..hit.chunk.text.len(), hit })
-                    .collect();
-                stream.only_passages(&sources);
-            }
-        }
-        Ok(stream)
+        let retrieval = self.retrieve(&request.retrieve).await?;
+        answer_from(self.generator.as_ref(), self.config, request, retrieval, started).await
     }
+}
 
-    /// Packs on a thread that may compute.
-    async fn pack(
-        &self,
-        generator: &Generator,
-        request: &RagRequest,
-        hits: Vec<crate::lake::ScoredChunk>,
-        budget: Budget,
-    ) -> Result<Packed, RagError> {
-        let (generator, query) = (generator.clone(), request.retrieve.query.clone());
-        let packed = tokio::task::spawn_blocking(move || {
-            let count = |prompt: &_| generator.prompt_tokens(prompt).map(|ids| ids.len());
-            let neutral = |text: &str| generator.neutral(text);
-            pack(&query, hits, budget, generator.form(), &neutral, &count)
-        });
-        packed.await.unwrap_or_else(|_| Err(RagError::Generate(super::GenerateError::Interrupted)))
+/// Starts the answer to `request` from what was found.
+async fn answer_from(
+    generator: Option<&Generator>,
+    config: RagConfig,
+    request: RagRequest,
+    retrieval: Retrieval,
+    started: Instant,
+) -> Result<AnswerStream, RagError> {
+    let Retrieval { hits, lake_version, warnings, timings, .. } = retrieval;
+    let mut stream =
+        AnswerStream::new(started, request.retrieve.query.clone(), lake_version, warnings, timings);
+    match generator {
+        Some(generator) if request.generate && !hits.is_empty() => {
+            let packing = Instant::now();
+            let answer_tokens = request.max_tokens.unwrap_or(config.answer_tokens);
+            let budget = Budget {
+                window: generator.max_model_len(),
+                answer: answer_tokens as usize,
+                context: config.context_tokens,
+            };
+            let packed = pack_off_thread(generator, &request, hits, budget).await?;
+            stream.timings.pack_ms = ms(packing);
+            stream.candidates(&packed.sources);
+            let generation =
+                generator.generate(generation(generator, &request, &packed, answer_tokens)).await?;
+            stream.generate(generator.name(), packed.sources, generation);
+        }
+        _ if hits.is_empty() => stream.nothing_found(request.generate),
+        _ => {
+            let sources: Vec<Source> = (1..)
+                .zip(hits)
+                .map(|(marker, hit)| Source { marker, shown: 0..hit.chunk.text.len(), hit })
+                .collect();
+            stream.only_passages(&sources);
+        }
     }
+    Ok(stream)
+}
+
+/// Packs on a thread that may compute.
+async fn pack_off_thread(
+    generator: &Generator,
+    request: &RagRequest,
+    hits: Vec<ScoredChunk>,
+    budget: Budget,
+) -> Result<Packed, RagError> {
+    let (generator, query) = (generator.clone(), request.retrieve.query.clone());
+    let packed = tokio::task::spawn_blocking(move || {
+        let count = |prompt: &_| generator.prompt_tokens(prompt).map(|ids| ids.len());
+        let neutral = |text: &str| generator.neutral(text);
+        pack(&query, hits, budget, generator.form(), generator.citing(), &neutral, &count)
+    });
+    packed.await.unwrap_or_else(|_| Err(RagError::Generate(super::GenerateError::Interrupted)))
 }
 
 fn generation(

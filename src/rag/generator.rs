@@ -8,7 +8,7 @@ use crate::text::{ChatTemplate, Tokenizer};
 use super::error::GenerateError;
 use super::generate_stream::GenerateStream;
 use super::generation::{GenerateRequest, Prompt};
-use super::prompt::Form;
+use super::prompt::{Citing, Form};
 
 /// Texts longer than this are tokenized off the async threads.
 const LONG_TEXT: usize = 16 * 1024;
@@ -25,6 +25,8 @@ pub struct GeneratorConfig {
     pub eos: Vec<u32>,
     /// How it samples when the request does not say.
     pub sampling: SamplingParams,
+    /// How its answers are cited: [`Citing::for_parameters`].
+    pub citing: Citing,
 }
 
 /// A loaded model that generates: words in, words out. Cheap to clone.
@@ -70,6 +72,11 @@ impl Generator {
     /// How the model takes instructions beside a question.
     pub fn form(&self) -> Form {
         self.inner.form
+    }
+
+    /// How the model's answers are cited.
+    pub fn citing(&self) -> Citing {
+        self.inner.config.citing
     }
 
     /// `text` with a blank inside whatever the tokenizer or the template would take for control:

@@ -1,0 +1,53 @@
+//! `tarn generate`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::json;
+
+use crate::config::Settings;
+use crate::rag::{GenerateEvent, GenerateRequest, Prompt};
+
+/// What to continue.
+#[derive(Debug, Args)]
+pub(super) struct GenerateArgs {
+    /// The prompt.
+    prompt: String,
+    /// Take the prompt as a chat message.
+    #[arg(long)]
+    chat: bool,
+    /// Most tokens.
+    #[arg(long, default_value_t = 256)]
+    max_tokens: u32,
+    /// 0 is greedy.
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// The same seed gives the same tokens.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+pub(super) fn run(settings: Settings, args: GenerateArgs) -> anyhow::Result<ExitCode> {
+    let runtime = super::parts::runtime()?;
+    let (generator, _engine) = super::parts::generator(&settings)?;
+    let prompt = match args.chat {
+        true => Prompt::chat(vec![json!({"role": "user", "content": args.prompt})]),
+        false => Prompt::Text(args.prompt),
+    };
+    let mut sampling = generator.default_sampling();
+    sampling.temperature = args.temperature.unwrap_or(sampling.temperature);
+    sampling.seed = args.seed;
+    let request = GenerateRequest { max_tokens: Some(args.max_tokens), ..GenerateRequest::new(prompt, sampling) };
+    runtime.block_on(async {
+        let mut stream = generator.generate(request).await?;
+        while let Some(event) = stream.next().await {
+            if let GenerateEvent::Delta { text, .. } = event? {
+                print!("{text}");
+                std::io::stdout().flush()?;
+            }
+        }
+        println!();
+        anyhow::Ok(ExitCode::SUCCESS)
+    })
+}

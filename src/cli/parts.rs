@@ -1,0 +1,240 @@
+//! Builds the parts that commands need from the settings.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+
+use crate::config::Settings;
+use crate::embed::{EmbedConfig, EmbedHandle, EmbedThread, EmbedderInfo};
+use crate::engine::{EngineConfig, EngineThread, ModelRunner, SamplingParams};
+use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
+use crate::lake::{Failpoints, LakeConfig, Lakes};
+use crate::model::{
+    Decoder, Encoder, Exec, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource, TokenizerSource,
+};
+use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
+use crate::server::AppState;
+use crate::telemetry::Metrics;
+use crate::text::{ChatTemplate, Tokenizer, Vocab, VocabKind};
+
+/// A progress bar on a terminal, nothing elsewhere.
+fn progress(what: &str) -> Box<dyn Fn(LoadProgress) + Send> {
+    let bar = ProgressBar::new(1);
+    if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} layers") {
+        bar.set_style(style);
+    }
+    bar.set_message(what.to_owned());
+    Box::new(move |at| {
+        bar.set_length(at.of as u64);
+        bar.set_position(at.layers as u64);
+        if at.layers == at.of {
+            bar.finish_and_clear();
+        }
+    })
+}
+
+fn tokenizer(source: &ModelSource) -> anyhow::Result<Tokenizer> {
+    match source.tokenizer()? {
+        TokenizerSource::Json { tokenizer, config } => Ok(Tokenizer::from_json(&tokenizer, config.as_ref())?),
+        TokenizerSource::Gguf(vocab) => {
+            let of_type = |kind: u32| {
+                let all = vocab.token_types.iter().zip(0_u32..).filter(move |(found, _)| **found == kind);
+                all.map(|(_, id)| id).collect::<Vec<_>>()
+            };
+            let kind = match vocab.model.as_str() {
+                "gpt2" => VocabKind::ByteLevel,
+                "llama" => VocabKind::SentencePiece,
+                other => anyhow::bail!("the GGUF's tokenizer `{other}` is not supported: use the model's Hugging Face folder"),
+            };
+            let default_bos = kind == VocabKind::SentencePiece;
+            let built = Vocab {
+                kind,
+                pre: vocab.pre.clone(),
+                control: of_type(3),
+                user_defined: of_type(4),
+                bos: vocab.bos.filter(|_| vocab.add_bos.unwrap_or(default_bos)),
+                unk: vocab.unk,
+                space_prefix: vocab.add_space_prefix.unwrap_or(true),
+                tokens: vocab.tokens.clone(),
+                merges: vocab.merges.clone(),
+                scores: vocab.scores.clone(),
+            };
+            Ok(Tokenizer::from_vocab(&built, vocab.bos, vocab.eos)?)
+        }
+    }
+}
+
+/// Loads the generator and starts its engine.
+pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, EngineThread)> {
+    let model = settings.need_model()?;
+    let source = ModelSource::open(&model.location.path)?;
+    let ModelConfig::Decoder(config) = source.config().clone() else {
+        anyhow::bail!("{} embeds and does not generate: give it as --embedder", model.location.path.display());
+    };
+    let tokenizer = tokenizer(&source)?;
+    let template = match source.chat_template()? {
+        Some(template) => Some(ChatTemplate::compile(&template, tokenizer.bos(), tokenizer.eos())?),
+        None => None,
+    };
+    let generation = source.generation_config()?;
+    let mut sampling = SamplingParams::default();
+    sampling.temperature = generation.temperature.unwrap_or(sampling.temperature);
+    sampling.top_p = generation.top_p.unwrap_or(sampling.top_p);
+    sampling.top_k = generation.top_k;
+
+    let limits = settings.engine.clone();
+    let max_model_len = limits.max_model_len.unwrap_or(8192).min(config.max_positions);
+    let spec = KvSpec { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim };
+    let wanted = 8 * max_model_len.div_ceil(KvSpec::BLOCK_SIZE) * spec.block_bytes();
+    let bytes = limits.kv_cache_bytes.unwrap_or(wanted.min(1 << 30));
+    let blocks = bytes / spec.block_bytes();
+    anyhow::ensure!(blocks > 0, "--kv-cache-mb is too small for one block of {} KiB", spec.block_bytes() >> 10);
+    let max_model_len = max_model_len.min(blocks * KvSpec::BLOCK_SIZE);
+
+    let (dtype, threads, dummy_weights) = (settings.dtype, settings.threads, model.dummy_weights);
+    let parameters = if dummy_weights { 0 } else { source.inspect()?.parameters };
+    let batched = limits.max_num_batched_tokens;
+    let name = model.location.name.clone();
+    let label = format!("loading {name}");
+    let build = move || {
+        let options = LoadOptions {
+            dtype,
+            max_num_batched_tokens: batched,
+            // A row of logits for each token of a step: log probabilities of prompts need as many.
+            max_num_seqs: batched,
+            dummy_weights,
+            exec: Exec::simd(threads),
+            progress: Some(progress(&label)),
+        };
+        let decoder = Decoder::load(&source, options).map_err(|error| error.to_string())?;
+        let kv = KvCache::new(decoder.kv_spec(), blocks).map_err(|error| error.to_string())?;
+        Ok(ModelRunner::new(decoder, kv, max_model_len))
+    };
+    let config = EngineConfig {
+        max_num_seqs: limits.max_num_seqs,
+        max_num_batched_tokens: batched,
+        max_waiting: limits.max_waiting,
+        prefix_cache: limits.prefix_cache,
+    };
+    let (engine, thread) = crate::engine::start(config, build)?;
+    let config = GeneratorConfig { name, eos: generation.eos, sampling, citing: Citing::for_parameters(parameters) };
+    Ok((Generator::new(engine, tokenizer, template, config), thread))
+}
+
+/// Loads the embedder and starts its thread.
+pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, EmbedThread)> {
+    let embedder = settings.need_embedder()?;
+    let source = ModelSource::open(&embedder.location.path)?;
+    let ModelConfig::Encoder(config) = source.config().clone() else {
+        anyhow::bail!("{} generates and does not embed: give it as --model", embedder.location.path.display());
+    };
+    let tokenizer = tokenizer(&source)?;
+    let name = embedder.location.name.clone();
+    let is_e5 = name.to_lowercase().contains("e5");
+    let prefix = |set: &Option<String>, e5: &str| set.clone().unwrap_or_else(|| if is_e5 { e5.to_owned() } else { String::new() });
+    let info = EmbedderInfo {
+        sha256: digest(&embedder.location.path).context("reading the embedder's files")?,
+        dim: config.hidden,
+        pooling: format!("{:?}", config.pooling).to_lowercase(),
+        query_prefix: prefix(&embedder.query_prefix, "query: "),
+        passage_prefix: prefix(&embedder.passage_prefix, "passage: "),
+        max_tokens: config.max_tokens,
+        id: name,
+    };
+    let (dtype, threads) = (settings.dtype, settings.threads);
+    let label = format!("loading {}", info.id);
+    let build = move || {
+        let options = LoadOptions {
+            dtype,
+            max_num_batched_tokens: 512,
+            max_num_seqs: 1,
+            dummy_weights: false,
+            exec: Exec::simd(threads),
+            progress: Some(progress(&label)),
+        };
+        Encoder::load(&source, options).map_err(|error| error.to_string())
+    };
+    Ok(crate::embed::start(EmbedConfig { max_batch_tokens: 512 }, tokenizer, info, build)?)
+}
+
+/// A digest of what decides a model's vectors: its small files whole, its weights by length and samples.
+fn digest(path: &std::path::Path) -> std::io::Result<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut hasher = Sha256::new();
+    let mut files: Vec<_> = std::fs::read_dir(path)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    files.sort();
+    for path in files {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !(name == "config.json" || name == "tokenizer.json" || name.ends_with(".safetensors")) {
+            continue;
+        }
+        let mut file = std::fs::File::open(&path)?;
+        let length = file.metadata()?.len();
+        hasher.update(name.as_bytes());
+        hasher.update(length.to_le_bytes());
+        let mut part = vec![0; 1 << 16];
+        for sample in 0..64_u64 {
+            file.seek(SeekFrom::Start(length / 64 * sample))?;
+            let read = file.read(&mut part)?;
+            hasher.update(&part[..read]);
+        }
+    }
+    Ok(hex::encode(hasher.finalize()))
+}
+
+/// Opens the lakes.
+pub(super) fn lakes(settings: &Settings) -> anyhow::Result<Arc<Lakes>> {
+    let config = LakeConfig {
+        root: settings.lake.clone(),
+        retention: settings.retention,
+        scan_threads: settings.threads,
+        failpoints: Failpoints::default(),
+    };
+    Ok(Arc::new(Lakes::open(config)?))
+}
+
+/// What turns files into documents.
+pub(super) fn pipeline(settings: &Settings, embed: EmbedHandle, lakes: Arc<Lakes>) -> anyhow::Result<Pipeline> {
+    let config = PipelineConfig {
+        worker_exe: std::env::current_exe().context("finding this program, which parses in child processes")?,
+        limits: WorkerLimits { time: settings.ingest.parse_time, memory: settings.ingest.parse_bytes },
+        chunk_tokens: settings.ingest.chunk_tokens,
+        parallel: settings.threads,
+    };
+    Ok(Pipeline::new(config, embed, lakes))
+}
+
+/// All of a server. The threads must outlive it.
+pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<EngineThread>, EmbedThread)> {
+    let (embed, embed_thread) = embedder(settings)?;
+    let (generator, engine_thread) = match settings.model {
+        Some(_) => {
+            let (generator, thread) = generator(settings)?;
+            (Some(generator), Some(thread))
+        }
+        None => (None, None),
+    };
+    let lakes = lakes(settings)?;
+    let pipeline = pipeline(settings, embed.clone(), lakes.clone())?;
+    let state = AppState {
+        rag: RagService::new(lakes.clone(), embed.clone(), generator.clone(), RagConfig::default()),
+        jobs: Jobs::new(pipeline.clone(), 2),
+        pipeline,
+        generator,
+        embed,
+        lakes,
+        metrics: Metrics::new(),
+        api_keys: settings.server.api_keys.clone().into(),
+        max_upload_bytes: settings.server.max_upload_bytes,
+        draining: Arc::new(AtomicBool::new(false)),
+    };
+    Ok((state, engine_thread, embed_thread))
+}
+
+/// The async runtime of a command.
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}

@@ -1,0 +1,1 @@
+//! HTTP end to end without a socket.
