@@ -40,7 +40,8 @@ fn main() -> anyhow::Result<()> {
             progress: None,
         },
     )?;
-    let blocks = PROMPT.div_ceil(16) + DECODE.div_ceil(16) + STREAMS * ((STREAM_CONTEXT + DECODE) / 16 + 1) + 1;
+    let blocks =
+        PROMPT.div_ceil(16) + DECODE.div_ceil(16) + STREAMS * ((STREAM_CONTEXT + DECODE) / 16 + 1) + 1;
     let mut kv = KvCache::new(decoder.kv_spec(), blocks)?;
 
     let mut file = std::fs::File::open(&path)?;
@@ -62,10 +63,24 @@ fn main() -> anyhow::Result<()> {
         column[column.len() / 2]
     };
     println!("{path}, {threads} threads, medians of {ROUNDS} rounds, tokens per second");
-    println!("prefill {PROMPT}:     tarn {:8.1}  candle {:8.1}  ratio {:.2}", median(0), median(1), median(0) / median(1));
-    println!("decode {DECODE}:       tarn {:8.1}  candle {:8.1}  ratio {:.2}", median(2), median(3), median(2) / median(3));
+    println!(
+        "prefill {PROMPT}:     tarn {:8.1}  candle {:8.1}  ratio {:.2}",
+        median(0),
+        median(1),
+        median(0) / median(1)
+    );
+    println!(
+        "decode {DECODE}:       tarn {:8.1}  candle {:8.1}  ratio {:.2}",
+        median(2),
+        median(3),
+        median(2) / median(3)
+    );
     let one = median(2).max(median(3));
-    println!("{STREAMS} streams:      tarn {:8.1}  over the larger one stream {:.2}", median(4), median(4) / one);
+    println!(
+        "{STREAMS} streams:      tarn {:8.1}  over the larger one stream {:.2}",
+        median(4),
+        median(4) / one
+    );
     Ok(())
 }
 
@@ -81,11 +96,11 @@ fn tarn_one(decoder: &mut Decoder, kv: &mut KvCache) -> anyhow::Result<(f64, f64
     let table: Vec<u32> = (0..(PROMPT + DECODE).div_ceil(16) as u32).collect();
     let ids = prompt(PROMPT);
     let started = Instant::now();
-    let mut next = step(decoder, kv, &[(&ids, 0)], &[table.clone()])?[0];
+    let mut next = step(decoder, kv, &[(&ids, 0)], std::slice::from_ref(&table))?[0];
     let prefill = PROMPT as f64 / started.elapsed().as_secs_f64();
     let started = Instant::now();
     for at in 0..DECODE {
-        next = step(decoder, kv, &[(&[next], PROMPT + at)], &[table.clone()])?[0];
+        next = step(decoder, kv, &[(&[next], PROMPT + at)], std::slice::from_ref(&table))?[0];
     }
     Ok((prefill, DECODE as f64 / started.elapsed().as_secs_f64()))
 }

@@ -49,13 +49,15 @@ impl Metrics {
     pub fn new() -> Metrics {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
-            let histogram = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)
-                .expect("a valid metric: this is a bug");
+            let histogram =
+                HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)
+                    .expect("a valid metric: this is a bug");
             registry.register(Box::new(histogram.clone())).expect("a distinct metric: this is a bug");
             histogram
         };
         let request = [0.01, 0.05, 0.1, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-        let first = [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+        let first =
+            [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
         let between = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
         let model = ["model_name"];
         let requests = IntCounterVec::new(
@@ -66,10 +68,30 @@ impl Metrics {
         registry.register(Box::new(requests.clone())).expect("a distinct metric: this is a bug");
         Metrics {
             requests,
-            seconds: histogram("tarn_http_request_seconds", "Seconds until the answer began", &["route"], &request),
-            first_token: histogram("tarn_time_to_first_token_seconds", "Seconds to the first token", &model, &first),
-            between_tokens: histogram("tarn_inter_token_latency_seconds", "Seconds between tokens", &model, &between),
-            end_to_end: histogram("tarn_e2e_request_latency_seconds", "Seconds of a generation", &model, &request),
+            seconds: histogram(
+                "tarn_http_request_seconds",
+                "Seconds until the answer began",
+                &["route"],
+                &request,
+            ),
+            first_token: histogram(
+                "tarn_time_to_first_token_seconds",
+                "Seconds to the first token",
+                &model,
+                &first,
+            ),
+            between_tokens: histogram(
+                "tarn_inter_token_latency_seconds",
+                "Seconds between tokens",
+                &model,
+                &between,
+            ),
+            end_to_end: histogram(
+                "tarn_e2e_request_latency_seconds",
+                "Seconds of a generation",
+                &model,
+                &request,
+            ),
             registry,
         }
     }
@@ -102,7 +124,10 @@ impl Metrics {
         for sample in engine {
             for prefix in ["vllm:", "tarn_"] {
                 let EngineSample { name, kind, value } = sample;
-                let _ = writeln!(out, "# TYPE {prefix}{name} {kind}\n{prefix}{name}{{model_name=\"{model}\"}} {value}");
+                let _ = writeln!(
+                    out,
+                    "# TYPE {prefix}{name} {kind}\n{prefix}{name}{{model_name=\"{model}\"}} {value}"
+                );
             }
         }
         own + &out

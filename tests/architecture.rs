@@ -14,7 +14,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
         "cli",
-        &["config", "customers", "embed", "engine", "ingest", "lake", "model", "rag", "server", "telemetry", "text"],
+        &[
+            "config",
+            "customers",
+            "embed",
+            "engine",
+            "ingest",
+            "lake",
+            "model",
+            "rag",
+            "server",
+            "telemetry",
+            "text",
+        ],
     ),
     ("config", &["customers", "embed", "engine", "ingest", "lake", "model", "rag", "server"]),
     ("server", &["customers", "embed", "engine", "ingest", "lake", "rag", "text"]),
@@ -77,7 +89,7 @@ fn violations(file: &Path, source: &str) -> Vec<String> {
         }
     }
     let mut paths = Vec::new();
-    collect_paths(without_tests(parsed), &mut Vec::new(), &mut paths);
+    collect_paths(without_tests(parsed), &[], &mut paths);
     for path in paths {
         let first = path[0].as_str();
         let named = match first {
@@ -173,34 +185,30 @@ fn without_tests(file: syn::File) -> TokenStream {
 }
 
 /// Every `a::b::c` in a token stream, use trees expanded, macros included.
-fn collect_paths(tokens: TokenStream, prefix: &mut Vec<String>, paths: &mut Vec<Vec<String>>) {
+fn collect_paths(tokens: TokenStream, prefix: &[String], paths: &mut Vec<Vec<String>>) {
     let trees: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;
     while at < trees.len() {
         let TokenTree::Ident(ident) = &trees[at] else {
             if let TokenTree::Group(group) = &trees[at] {
-                collect_paths(group.stream(), &mut Vec::new(), paths);
+                collect_paths(group.stream(), &[], paths);
             }
             at += 1;
             continue;
         };
-        let mut path = prefix.clone();
+        let mut path = prefix.to_vec();
         path.push(ident.to_string());
         at += 1;
         while is_colon(&trees, at) && is_colon(&trees, at + 1) {
             match trees.get(at + 2) {
                 Some(TokenTree::Ident(next)) => path.push(next.to_string()),
-                Some(TokenTree::Group(group)) => collect_use_group(group.stream(), &path, paths),
+                Some(TokenTree::Group(group)) => collect_paths(group.stream(), &path, paths),
                 _ => break,
             }
             at += 3;
         }
         paths.push(path);
     }
-}
-
-fn collect_use_group(tokens: TokenStream, prefix: &[String], paths: &mut Vec<Vec<String>>) {
-    collect_paths(tokens, &mut prefix.to_vec(), paths);
 }
 
 fn is_colon(trees: &[TokenTree], at: usize) -> bool {
@@ -238,7 +246,8 @@ fn every_source_file_keeps_the_rules() {
 
 #[test]
 fn the_root_package_forbids_unsafe() {
-    let lib = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("lib.rs");
+    let lib =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).expect("lib.rs");
     assert!(lib.contains("#![forbid(unsafe_code)]"));
 }
 
@@ -266,6 +275,7 @@ fn each_rule_bites() {
         let found = violations(Path::new(file), source);
         assert!(found.iter().any(|line| line.contains(expected)), "{file}: {source}: {found:?}");
     }
-    let fine = "use crate::model::Decoder; use tokio::sync::mpsc; #[cfg(test)] mod tests { use crate::testing::X; }";
+    let fine =
+        "use crate::model::Decoder; use tokio::sync::mpsc; #[cfg(test)] mod tests { use crate::testing::X; }";
     assert_eq!(violations(Path::new("src/engine/mod.rs"), fine), Vec::<String>::new());
 }

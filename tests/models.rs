@@ -6,7 +6,8 @@ use tarn::model::{Decoder, DtypeChoice, Exec, ForwardBatch, KvCache, LoadOptions
 
 /// The folder `name` of the test models, or a line that says what was not run.
 fn model(name: &str) -> Option<PathBuf> {
-    let found = std::env::var_os("TARN_TEST_MODELS").map(|dir| PathBuf::from(dir).join(name)).filter(|p| p.exists());
+    let found =
+        std::env::var_os("TARN_TEST_MODELS").map(|dir| PathBuf::from(dir).join(name)).filter(|p| p.exists());
     if found.is_none() {
         println!("not run: no models ({name})");
     }
@@ -72,7 +73,14 @@ fn argmax(row: &[f32]) -> u32 {
 }
 
 /// Greedy continuation alone, with the prompt in chunks of `chunk`.
-fn greedy(decoder: &mut Decoder, kv: &mut KvCache, prompt: &[u32], tokens: usize, chunk: usize, lane: u32) -> Vec<u32> {
+fn greedy(
+    decoder: &mut Decoder,
+    kv: &mut KvCache,
+    prompt: &[u32],
+    tokens: usize,
+    chunk: usize,
+    lane: u32,
+) -> Vec<u32> {
     let mut out = Vec::new();
     let mut cached = 0;
     let mut logits = Vec::new();
@@ -119,7 +127,11 @@ fn smollm2_greedy_equals_transformers_and_itself_in_batches_of_16() {
         let ids = greedy(&mut decoder, &mut kv, &row.prompt_ids, 64, [1, 3, 256][at % 3], 0);
         if let Some(first) = (0..64).find(|at| ids[*at] != row.ids[*at]) {
             println!("prompt {at} differs at token {first}, gap of the top two logits {}", row.gaps[first]);
-            assert!(row.gaps[first] < 1e-4, "prompt {at} differs at token {first} with a gap of {}", row.gaps[first]);
+            assert!(
+                row.gaps[first] < 1e-4,
+                "prompt {at} differs at token {first} with a gap of {}",
+                row.gaps[first]
+            );
             differing += 1;
         }
         alone.push(ids);

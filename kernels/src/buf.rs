@@ -84,7 +84,8 @@ impl Buf {
     }
 
     fn layout(bytes: usize) -> Result<Layout> {
-        let rounded = bytes.max(1).checked_next_multiple_of(ALIGN).ok_or(KernelError::OutOfMemory { bytes })?;
+        let rounded =
+            bytes.max(1).checked_next_multiple_of(ALIGN).ok_or(KernelError::OutOfMemory { bytes })?;
         Layout::from_size_align(rounded, ALIGN).map_err(|_| KernelError::OutOfMemory { bytes })
     }
 
@@ -245,7 +246,12 @@ impl<'a> View<'a> {
     /// [`KernelError::Index`].
     pub fn rows(&self, from: usize, to: usize) -> Result<View<'a>> {
         if from > to || to > self.rows {
-            return Err(KernelError::Index { op: "View::rows", what: "row", index: to, bound: self.rows + 1 });
+            return Err(KernelError::Index {
+                op: "View::rows",
+                what: "row",
+                index: to,
+                bound: self.rows + 1,
+            });
         }
         let data = if from == to { &[] } else { &self.data[from * self.stride..] };
         Ok(View { data, rows: to - from, cols: self.cols, stride: self.stride })
@@ -257,7 +263,12 @@ impl<'a> View<'a> {
     /// [`KernelError::Index`].
     pub fn cols(&self, from: usize, to: usize) -> Result<View<'a>> {
         if from > to || to > self.cols {
-            return Err(KernelError::Index { op: "View::cols", what: "column", index: to, bound: self.cols + 1 });
+            return Err(KernelError::Index {
+                op: "View::cols",
+                what: "column",
+                index: to,
+                bound: self.cols + 1,
+            });
         }
         let data = if self.rows == 0 { &[] } else { &self.data[from..] };
         Ok(View { data, rows: self.rows, cols: to - from, stride: self.stride })
@@ -324,7 +335,12 @@ impl<'a> ViewMut<'a> {
     /// [`KernelError::Index`].
     pub fn into_rows(self, from: usize, to: usize) -> Result<ViewMut<'a>> {
         if from > to || to > self.rows {
-            return Err(KernelError::Index { op: "ViewMut::rows", what: "row", index: to, bound: self.rows + 1 });
+            return Err(KernelError::Index {
+                op: "ViewMut::rows",
+                what: "row",
+                index: to,
+                bound: self.rows + 1,
+            });
         }
         let data = if from == to { &mut [] } else { &mut self.data[from * self.stride..] };
         Ok(ViewMut { data, rows: to - from, cols: self.cols, stride: self.stride })

@@ -30,8 +30,11 @@ impl EmbeddingTable {
     /// # Errors
     /// [`KernelError`] when it has another shape.
     pub fn new(data: WeightData<'_>, v: usize, h: usize) -> Result<EmbeddingTable> {
-        let found =
-            data.rows(h).ok_or(KernelError::Unsupported { op: "embedding table", what: "a row length", value: h })?;
+        let found = data.rows(h).ok_or(KernelError::Unsupported {
+            op: "embedding table",
+            what: "a row length",
+            value: h,
+        })?;
         same("embedding table", "number of rows", found, v)?;
         let rows = match data {
             WeightData::F32(data) => Rows::F32(data.to_vec()),

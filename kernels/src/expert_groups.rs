@@ -38,7 +38,15 @@ impl ExpertGroups {
     #[must_use]
     pub fn single(tokens: usize) -> ExpertGroups {
         let offsets = vec![0, tokens as u32];
-        ExpertGroups { k: 1, offsets, tokens: vec![], position: vec![], max_pairs: tokens, rows: tokens, dense: true }
+        ExpertGroups {
+            k: 1,
+            offsets,
+            tokens: vec![],
+            position: vec![],
+            max_pairs: tokens,
+            rows: tokens,
+            dense: true,
+        }
     }
 
     /// Sets the number of rows of a [`ExpertGroups::single`] grouping.

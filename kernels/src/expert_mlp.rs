@@ -27,7 +27,11 @@ pub fn gated_up(
     same(OP, "columns of out", out.n_cols(), w13.expert(0).n())?;
     same(OP, "tokens", x.n_rows() * groups.k(), groups.rows())?;
     if !w13.expert(0).is_gated() {
-        return Err(KernelError::Unsupported { op: OP, what: "plain weights, rows", value: w13.expert(0).n() });
+        return Err(KernelError::Unsupported {
+            op: OP,
+            what: "plain weights, rows",
+            value: w13.expert(0).n(),
+        });
     }
     grouped(exec, ws, x, w13, groups, groups.tokens(), &mut out)
 }
@@ -38,7 +42,6 @@ pub fn gated_up(
 ///
 /// # Errors
 /// [`KernelError`] when shapes do not agree.
-#[allow(clippy::too_many_arguments, reason = "an op lists its operands")]
 pub fn expert_down(
     exec: &Exec,
     ws: &mut Workspace,
@@ -132,9 +135,11 @@ mod tests {
             let mut groups = ExpertGroups::new(n, k, e);
             groups.align(&ids[from * k..to * k]).expect("aligns");
             let mut ws = Workspace::new(n * k, 32).expect("workspace");
-            let (mut act, mut scratch, mut out) = (vec![0.0; n * k * i], vec![0.0; n * k * h], vec![0.0; n * h]);
+            let (mut act, mut scratch, mut out) =
+                (vec![0.0; n * k * i], vec![0.0; n * k * h], vec![0.0; n * h]);
             let x = View::new(&x[from * h..to * h], n, h).expect("x");
-            gated_up(exec, &mut ws, x, &w13, &groups, ViewMut::new(&mut act, n * k, i).expect("act")).expect("up");
+            gated_up(exec, &mut ws, x, &w13, &groups, ViewMut::new(&mut act, n * k, i).expect("act"))
+                .expect("up");
             expert_down(
                 exec,
                 &mut ws,
@@ -153,7 +158,9 @@ mod tests {
         for token in 0..tokens {
             assert_eq!(run(&Exec::simd(2), token, token + 1), all[token * h..(token + 1) * h]);
             let row = &x[token * h..(token + 1) * h];
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let dot = |a: &[f32], b: &[f32]| {
+                a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+            };
             for col in 0..h {
                 let mut expected = 0.0;
                 for rank in 0..k {
@@ -162,7 +169,9 @@ mod tests {
                         let g = dot(row, &gate[expert][at * h..(at + 1) * h]);
                         let u = dot(row, &up[expert][at * h..(at + 1) * h]);
                         let value = g / (1.0 + (-g).exp()) * u;
-                        expected += f64::from(weights[token * k + rank]) * value * f64::from(down[expert][col * i + at]);
+                        expected += f64::from(weights[token * k + rank])
+                            * value
+                            * f64::from(down[expert][col * i + at]);
                     }
                 }
                 assert!((f64::from(all[token * h + col]) - expected).abs() < 1e-4);

@@ -60,8 +60,9 @@ impl KvCacheBuf {
     /// [`KernelError::OutOfMemory`].
     pub fn new(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize) -> Result<KvCacheBuf> {
         let shape = KvShape { blocks, kv_heads, head_dim };
-        let layers =
-            (0..layers).map(|_| Buf::zeros(DType::F32, &[blocks, shape.block_elements()])).collect::<Result<_>>()?;
+        let layers = (0..layers)
+            .map(|_| Buf::zeros(DType::F32, &[blocks, shape.block_elements()]))
+            .collect::<Result<_>>()?;
         Ok(KvCacheBuf { layers, shape })
     }
 

@@ -15,6 +15,9 @@
 //! **Invariance.** Every output element is reduced in one fixed order, whatever the number of rows, the
 //! chunking or the number of threads: a sequence alone equals the same sequence in a batch, bit for bit.
 
+#![allow(clippy::needless_range_loop, reason = "one index runs over several arrays of registers at once")]
+#![allow(clippy::too_many_arguments, reason = "an op lists its operands")]
+
 pub mod blocks;
 pub mod buf;
 #[cfg(any(test, feature = "check"))]

@@ -47,7 +47,8 @@ pub(crate) fn quantize_if_needed<'a>(
     x: View<'_>,
     weights: &[Packed],
 ) -> Result<Option<&'a Quantized>> {
-    let integer = |w: &Packed| w.formats().any(|format| matches!(format, WeightFormat::Int8 | WeightFormat::Int4));
+    let integer =
+        |w: &Packed| w.formats().any(|format| matches!(format, WeightFormat::Int8 | WeightFormat::Int4));
     if !weights.iter().any(integer) {
         return Ok(None);
     }
@@ -180,7 +181,9 @@ impl Job<'_> {
         let rows = (self.rows.start, self.rows.end);
         let range = (range.start, range.end);
         let (panels, panel_bytes) = (segment.data.bytes().as_ptr(), segment.panel_bytes);
-        if let (WeightFormat::Int8 | WeightFormat::Int4, Some(quantized)) = (segment.format, self.product.quantized) {
+        if let (WeightFormat::Int8 | WeightFormat::Int4, Some(quantized)) =
+            (segment.format, self.product.quantized)
+        {
             let stride = self.product.stride;
             let job = int::IntJob {
                 codes: float::InputRows { start: quantized.codes.as_ptr(), stride, index },
@@ -248,7 +251,14 @@ impl Job<'_> {
 }
 
 /// The integer dot of one weight row and one quantised row, group by group.
-fn reference_int(segment: &Segment, row: usize, x: &Quantized, stride: usize, source: usize, k: usize) -> f32 {
+fn reference_int(
+    segment: &Segment,
+    row: usize,
+    x: &Quantized,
+    stride: usize,
+    source: usize,
+    k: usize,
+) -> f32 {
     let (panel, lane) = (row / 16, row % 16);
     let bytes = &segment.data.bytes()[panel * segment.panel_bytes..][..segment.panel_bytes];
     let int8 = segment.format == WeightFormat::Int8;

@@ -206,13 +206,19 @@ pub fn dense(data: WeightData<'_>, n: usize, k: usize, target: Option<WeightForm
 ///
 /// # Errors
 /// As [`dense`].
-pub fn dense_rows(parts: &[(WeightData<'_>, usize)], k: usize, target: Option<WeightFormat>) -> Result<Packed> {
+pub fn dense_rows(
+    parts: &[(WeightData<'_>, usize)],
+    k: usize,
+    target: Option<WeightFormat>,
+) -> Result<Packed> {
     let mut segments = Vec::with_capacity(parts.len());
     let mut col = 0;
     for (data, n) in parts {
         check_rows(*data, *n, k)?;
         let (format, group) = resolve(&[*data], target)?;
-        segments.push(segment(format, group, *n, n.div_ceil(LANES), col, k, &|row| (row < *n).then_some((*data, row)))?);
+        segments.push(segment(format, group, *n, n.div_ceil(LANES), col, k, &|row| {
+            (row < *n).then_some((*data, row))
+        })?);
         col += n;
     }
     Ok(Packed { n: col, k, gated: false, segments })
@@ -251,7 +257,12 @@ pub fn gate_up(
 ///
 /// # Errors
 /// As [`dense`].
-pub fn experts(data: &[WeightData<'_>], n: usize, k: usize, target: Option<WeightFormat>) -> Result<PackedExperts> {
+pub fn experts(
+    data: &[WeightData<'_>],
+    n: usize,
+    k: usize,
+    target: Option<WeightFormat>,
+) -> Result<PackedExperts> {
     let experts = data.iter().map(|data| dense(*data, n, k, target)).collect::<Result<Vec<_>>>()?;
     Ok(PackedExperts { experts })
 }
@@ -283,7 +294,9 @@ pub(crate) fn unpack_row(segment: &Segment, row: usize, out: &mut [f32]) {
     let (panel, lane) = (row / LANES, row % LANES);
     let bytes = &segment.data.bytes()[panel * segment.panel_bytes..][..segment.panel_bytes];
     let k = out.len();
-    let f32_at = |bytes: &[u8], at: usize| f32::from_le_bytes(bytes[at * 4..at * 4 + 4].try_into().unwrap_or_default());
+    let f32_at = |bytes: &[u8], at: usize| {
+        f32::from_le_bytes(bytes[at * 4..at * 4 + 4].try_into().unwrap_or_default())
+    };
     for (at, value) in out.iter_mut().enumerate() {
         let flat = at * LANES + lane;
         *value = match segment.format {
@@ -299,7 +312,8 @@ pub(crate) fn unpack_row(segment: &Segment, row: usize, out: &mut [f32]) {
                 let code = int4_code(bytes, at, lane);
                 let scales = &bytes[k * LANES / 2..];
                 let mins = &scales[k / 32 * LANES * 4..];
-                (code as f32).mul_add(f32_at(scales, group * LANES + lane), -f32_at(mins, group * LANES + lane))
+                (code as f32)
+                    .mul_add(f32_at(scales, group * LANES + lane), -f32_at(mins, group * LANES + lane))
             }
         };
     }
@@ -347,9 +361,11 @@ fn segment<'a>(
         WeightFormat::Int4 => k * LANES / 2 + groups * LANES * 8,
     };
     let mut data = Buf::zeros(DType::U8, &[panels, panel_bytes])?;
-    data.bytes_mut().par_chunks_exact_mut(panel_bytes.max(1)).enumerate().for_each(|(panel, bytes)| match format {
-        WeightFormat::Int8 | WeightFormat::Int4 => int_panel(format, group, panel, k, row_of, bytes),
-        _ => float_panel(format, panel, k, row_of, bytes),
+    data.bytes_mut().par_chunks_exact_mut(panel_bytes.max(1)).enumerate().for_each(|(panel, bytes)| {
+        match format {
+            WeightFormat::Int8 | WeightFormat::Int4 => int_panel(format, group, panel, k, row_of, bytes),
+            _ => float_panel(format, panel, k, row_of, bytes),
+        }
     });
     Ok(Segment { format, group, n, col, panel_bytes, data })
 }
@@ -362,7 +378,9 @@ fn float_panel(format: WeightFormat, panel: usize, k: usize, row_of: &RowOf<'_>,
         for (at, value) in row.iter().enumerate() {
             let flat = at * LANES + lane;
             match format {
-                WeightFormat::F16 => bytes[flat * 2..flat * 2 + 2].copy_from_slice(&f16::from_f32(*value).to_le_bytes()),
+                WeightFormat::F16 => {
+                    bytes[flat * 2..flat * 2 + 2].copy_from_slice(&f16::from_f32(*value).to_le_bytes())
+                }
                 WeightFormat::BF16 => {
                     bytes[flat * 2..flat * 2 + 2].copy_from_slice(&bf16::from_f32(*value).to_le_bytes());
                 }
@@ -372,7 +390,14 @@ fn float_panel(format: WeightFormat, panel: usize, k: usize, row_of: &RowOf<'_>,
     }
 }
 
-fn int_panel(format: WeightFormat, group: usize, panel: usize, k: usize, row_of: &RowOf<'_>, bytes: &mut [u8]) {
+fn int_panel(
+    format: WeightFormat,
+    group: usize,
+    panel: usize,
+    k: usize,
+    row_of: &RowOf<'_>,
+    bytes: &mut [u8],
+) {
     let int8 = format == WeightFormat::Int8;
     let (codes_end, groups) = (if int8 { k * LANES } else { k * LANES / 2 }, k / group);
     if int8 {
@@ -381,7 +406,9 @@ fn int_panel(format: WeightFormat, group: usize, panel: usize, k: usize, row_of:
     let mut codes = [0_i8; 256];
     let mut pairs = [(0.0_f32, 0.0_f32); 16];
     for lane in 0..LANES {
-        let Some((WeightData::Blocks(block_format, data), from)) = row_of(panel * LANES + lane) else { continue };
+        let Some((WeightData::Blocks(block_format, data), from)) = row_of(panel * LANES + lane) else {
+            continue;
+        };
         let row_bytes = k / block_format.weights() * block_format.bytes();
         let row = &data[from * row_bytes..][..row_bytes];
         for (index, block) in row.chunks_exact(block_format.bytes()).enumerate() {

@@ -27,7 +27,6 @@ pub struct SeqSpan {
 ///
 /// # Errors
 /// [`KernelError`] when shapes do not agree or a span or a table points outside.
-#[allow(clippy::too_many_arguments, reason = "an op lists its operands")]
 pub fn paged_attention(
     exec: &Exec,
     qkv: View<'_>,
@@ -46,7 +45,11 @@ pub fn paged_attention(
     same(OP, "kv heads of the cache", kv.shape.kv_heads, heads.kv)?;
     same(OP, "head dimension of the cache", kv.shape.head_dim, heads.dim)?;
     if heads.dim > MAX_DIM || !heads.q.is_multiple_of(heads.kv) || heads.q / heads.kv > MAX_ROWS {
-        return Err(KernelError::Unsupported { op: OP, what: "a head layout with a dimension", value: heads.dim });
+        return Err(KernelError::Unsupported {
+            op: OP,
+            what: "a head layout with a dimension",
+            value: heads.dim,
+        });
     }
     for seq in seqs {
         let queries = (seq.query_start + seq.query_len) as usize;

@@ -58,7 +58,13 @@ dispatch!(
 );
 
 #[inline(always)]
-unsafe fn norm_row_inner<S: Isa>(x: &[f32], residual: Option<&mut [f32]>, weight: &[f32], eps: f32, out: &mut [f32]) {
+unsafe fn norm_row_inner<S: Isa>(
+    x: &[f32],
+    residual: Option<&mut [f32]>,
+    weight: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
     match residual {
         Some(residual) => {
             for (sum, x) in residual.iter_mut().zip(x) {
@@ -100,7 +106,8 @@ mod tests {
             )
             .expect("norm");
             for row in 0..rows {
-                let sums: Vec<f64> = (0..h).map(|c| f64::from(x[row * h + c] + before[row * h + c])).collect();
+                let sums: Vec<f64> =
+                    (0..h).map(|c| f64::from(x[row * h + c] + before[row * h + c])).collect();
                 let rms = (sums.iter().map(|s| s * s).sum::<f64>() / h as f64 + 1e-5).sqrt();
                 for (c, sum) in sums.iter().enumerate() {
                     assert!((f64::from(out[row * h + c]) - sum / rms * f64::from(weight[c])).abs() < 1e-5);

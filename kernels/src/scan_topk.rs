@@ -107,7 +107,10 @@ mod tests {
         all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         for threads in [1, 2] {
             let found = scan_topk(&Exec::simd(threads), view, &query, 20, None).expect("scans");
-            assert_eq!(found.iter().map(|f| f.0).collect::<Vec<_>>(), all[..20].iter().map(|f| f.0).collect::<Vec<_>>());
+            assert_eq!(
+                found.iter().map(|f| f.0).collect::<Vec<_>>(),
+                all[..20].iter().map(|f| f.0).collect::<Vec<_>>()
+            );
             let kept = scan_topk(&Exec::simd(threads), view, &query, 20, Some(&keep)).expect("scans");
             let expected: Vec<u32> = all
                 .iter()

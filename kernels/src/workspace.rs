@@ -46,7 +46,12 @@ impl Workspace {
     ///
     /// # Errors
     /// [`crate::KernelError::OutOfMemory`].
-    pub fn with_encoder_attention(mut self, tokens: usize, sequences: usize, hidden: usize) -> Result<Workspace> {
+    pub fn with_encoder_attention(
+        mut self,
+        tokens: usize,
+        sequences: usize,
+        hidden: usize,
+    ) -> Result<Workspace> {
         let padded = (tokens.div_ceil(16) + sequences + 1) * 16;
         // Heads narrower than 16 are padded, at most to twice the width for 8.
         self.attention = Buf::zeros(DType::F32, &[padded, 4 * hidden])?;

@@ -38,7 +38,8 @@ pub(super) fn run(settings: Settings, args: GenerateArgs) -> anyhow::Result<Exit
     let mut sampling = generator.default_sampling();
     sampling.temperature = args.temperature.unwrap_or(sampling.temperature);
     sampling.seed = args.seed;
-    let request = GenerateRequest { max_tokens: Some(args.max_tokens), ..GenerateRequest::new(prompt, sampling) };
+    let request =
+        GenerateRequest { max_tokens: Some(args.max_tokens), ..GenerateRequest::new(prompt, sampling) };
     runtime.block_on(async {
         let mut stream = generator.generate(request).await?;
         while let Some(event) = stream.next().await {

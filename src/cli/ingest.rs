@@ -49,7 +49,10 @@ pub(super) fn run(settings: Settings, args: IngestArgs) -> anyhow::Result<ExitCo
         match result {
             Ok(outcome) if terminal => {
                 let state = if outcome.unchanged { "unchanged" } else { "ingested" };
-                bar.println(format!("{state:9} {name}: {} chunks, {} files inside", outcome.chunks, outcome.children));
+                bar.println(format!(
+                    "{state:9} {name}: {} chunks, {} files inside",
+                    outcome.chunks, outcome.children
+                ));
                 outcome.warnings.iter().for_each(|warning| bar.println(format!("          {warning}")));
             }
             Ok(outcome) => println!("{}", json!({"name": name, "outcome": outcome})),

@@ -13,7 +13,8 @@ use crate::engine::{EngineConfig, EngineThread, ModelRunner, SamplingParams};
 use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
 use crate::lake::{Failpoints, LakeConfig, Lakes};
 use crate::model::{
-    Decoder, Encoder, Exec, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource, TokenizerSource,
+    Decoder, Encoder, Exec, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
+    TokenizerSource,
 };
 use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
 use crate::server::AppState;
@@ -47,7 +48,9 @@ fn tokenizer(source: &ModelSource) -> anyhow::Result<Tokenizer> {
             let kind = match vocab.model.as_str() {
                 "gpt2" => VocabKind::ByteLevel,
                 "llama" => VocabKind::SentencePiece,
-                other => anyhow::bail!("the GGUF's tokenizer `{other}` is not supported: use the model's Hugging Face folder"),
+                other => anyhow::bail!(
+                    "the GGUF's tokenizer `{other}` is not supported: use the model's Hugging Face folder"
+                ),
             };
             let default_bos = kind == VocabKind::SentencePiece;
             let built = Vocab {
@@ -72,7 +75,10 @@ pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, Engin
     let model = settings.need_model()?;
     let source = ModelSource::open(&model.location.path)?;
     let ModelConfig::Decoder(config) = source.config().clone() else {
-        anyhow::bail!("{} embeds and does not generate: give it as --embedder", model.location.path.display());
+        anyhow::bail!(
+            "{} embeds and does not generate: give it as --embedder",
+            model.location.path.display()
+        );
     };
     let tokenizer = tokenizer(&source)?;
     let template = match source.chat_template()? {
@@ -91,7 +97,11 @@ pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, Engin
     let wanted = 8 * max_model_len.div_ceil(KvSpec::BLOCK_SIZE) * spec.block_bytes();
     let bytes = limits.kv_cache_bytes.unwrap_or(wanted.min(1 << 30));
     let blocks = bytes / spec.block_bytes();
-    anyhow::ensure!(blocks > 0, "--kv-cache-mb is too small for one block of {} KiB", spec.block_bytes() >> 10);
+    anyhow::ensure!(
+        blocks > 0,
+        "--kv-cache-mb is too small for one block of {} KiB",
+        spec.block_bytes() >> 10
+    );
     let max_model_len = max_model_len.min(blocks * KvSpec::BLOCK_SIZE);
 
     let (dtype, threads, dummy_weights) = (settings.dtype, settings.threads, model.dummy_weights);
@@ -120,7 +130,8 @@ pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, Engin
         prefix_cache: limits.prefix_cache,
     };
     let (engine, thread) = crate::engine::start(config, build)?;
-    let config = GeneratorConfig { name, eos: generation.eos, sampling, citing: Citing::for_parameters(parameters) };
+    let config =
+        GeneratorConfig { name, eos: generation.eos, sampling, citing: Citing::for_parameters(parameters) };
     Ok((Generator::new(engine, tokenizer, template, config), thread))
 }
 
@@ -129,12 +140,17 @@ pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, Embe
     let embedder = settings.need_embedder()?;
     let source = ModelSource::open(&embedder.location.path)?;
     let ModelConfig::Encoder(config) = source.config().clone() else {
-        anyhow::bail!("{} generates and does not embed: give it as --model", embedder.location.path.display());
+        anyhow::bail!(
+            "{} generates and does not embed: give it as --model",
+            embedder.location.path.display()
+        );
     };
     let tokenizer = tokenizer(&source)?;
     let name = embedder.location.name.clone();
     let is_e5 = name.to_lowercase().contains("e5");
-    let prefix = |set: &Option<String>, e5: &str| set.clone().unwrap_or_else(|| if is_e5 { e5.to_owned() } else { String::new() });
+    let prefix = |set: &Option<String>, e5: &str| {
+        set.clone().unwrap_or_else(|| if is_e5 { e5.to_owned() } else { String::new() })
+    };
     let info = EmbedderInfo {
         sha256: digest(&embedder.location.path).context("reading the embedder's files")?,
         dim: config.hidden,
@@ -164,7 +180,8 @@ pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, Embe
 fn digest(path: &std::path::Path) -> std::io::Result<String> {
     use std::io::{Read, Seek, SeekFrom};
     let mut hasher = Sha256::new();
-    let mut files: Vec<_> = std::fs::read_dir(path)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(path)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
     files.sort();
     for path in files {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -197,9 +214,14 @@ pub(super) fn lakes(settings: &Settings) -> anyhow::Result<Arc<Lakes>> {
 }
 
 /// What turns files into documents.
-pub(super) fn pipeline(settings: &Settings, embed: EmbedHandle, lakes: Arc<Lakes>) -> anyhow::Result<Pipeline> {
+pub(super) fn pipeline(
+    settings: &Settings,
+    embed: EmbedHandle,
+    lakes: Arc<Lakes>,
+) -> anyhow::Result<Pipeline> {
     let config = PipelineConfig {
-        worker_exe: std::env::current_exe().context("finding this program, which parses in child processes")?,
+        worker_exe: std::env::current_exe()
+            .context("finding this program, which parses in child processes")?,
         limits: WorkerLimits { time: settings.ingest.parse_time, memory: settings.ingest.parse_bytes },
         chunk_tokens: settings.ingest.chunk_tokens,
         parallel: settings.threads,

@@ -55,7 +55,9 @@ pub(super) fn run(settings: Settings, args: QueryArgs) -> anyhow::Result<ExitCod
                     print!("{text}");
                     std::io::stdout().flush()?;
                 }
-                AnswerEvent::Done(answer) if args.json => println!("{}", serde_json::to_string_pretty(&answer)?),
+                AnswerEvent::Done(answer) if args.json => {
+                    println!("{}", serde_json::to_string_pretty(&answer)?)
+                }
                 AnswerEvent::Done(answer) => {
                     println!();
                     for citation in answer.citations {

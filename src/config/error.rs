@@ -72,6 +72,8 @@ pub enum ConfigError {
         given: String,
     },
     /// No home folder to keep pulled models in.
-    #[error("no folder for models: set --models-dir or TARN_MODELS_DIR (neither XDG_CACHE_HOME nor HOME is set)")]
+    #[error(
+        "no folder for models: set --models-dir or TARN_MODELS_DIR (neither XDG_CACHE_HOME nor HOME is set)"
+    )]
     NoModelsDir,
 }

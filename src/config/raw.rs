@@ -144,8 +144,8 @@ impl RawSettings {
     }
 
     fn from_file(path: &Path) -> Result<RawSettings, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         toml::from_str(&text)
             .map_err(|err| ConfigError::Parse { path: path.to_owned(), message: err.to_string() })
     }

@@ -185,16 +185,23 @@ impl Settings {
     /// # Errors
     /// [`ConfigError::Missing`].
     pub fn need_embedder(&self) -> Result<&EmbedSettings, ConfigError> {
-        self.embedder
-            .as_ref()
-            .ok_or(ConfigError::Missing { what: "embedder", flag: "embedder", env: "TARN_EMBEDDER" })
+        self.embedder.as_ref().ok_or(ConfigError::Missing {
+            what: "embedder",
+            flag: "embedder",
+            env: "TARN_EMBEDDER",
+        })
     }
 }
 
 fn engine(raw: &RawSettings) -> Result<EngineSettings, ConfigError> {
     let max_num_seqs = in_range("max-num-seqs", raw.max_num_seqs.unwrap_or(64), 1, 4096, "1 to 4096")?;
-    let batched =
-        in_range("max-num-batched-tokens", raw.max_num_batched_tokens.unwrap_or(512), 16, 65_536, "16 to 65536")?;
+    let batched = in_range(
+        "max-num-batched-tokens",
+        raw.max_num_batched_tokens.unwrap_or(512),
+        16,
+        65_536,
+        "16 to 65536",
+    )?;
     if batched < max_num_seqs {
         return Err(ConfigError::OutOfRange {
             flag: "max-num-batched-tokens",
@@ -230,8 +237,13 @@ fn server(raw: &RawSettings) -> Result<ServerSettings, ConfigError> {
     Ok(ServerSettings {
         listen,
         api_keys,
-        max_upload_bytes: in_range("max-upload-mb", raw.max_upload_mb.unwrap_or(512), 1, 1 << 20, "1 to 1048576")?
-            << 20,
+        max_upload_bytes: in_range(
+            "max-upload-mb",
+            raw.max_upload_mb.unwrap_or(512),
+            1,
+            1 << 20,
+            "1 to 1048576",
+        )? << 20,
         drain: Duration::from_secs(raw.drain_seconds.unwrap_or(30)),
     })
 }

@@ -1,1 +1,1 @@
-//! `customers`.
+//! Customers: reserved for the registry, keys and quotas. Today a customer is a name that `lake` checks.

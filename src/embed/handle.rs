@@ -119,7 +119,9 @@ impl EmbedHandle {
         let _permit = match priority {
             // Queries are never behind the bulk that waits for room.
             Priority::Interactive => None,
-            Priority::Bulk => Some(self.shared.permits.acquire_many(permits).await.map_err(|_| EmbedError::Stopped)?),
+            Priority::Bulk => {
+                Some(self.shared.permits.acquire_many(permits).await.map_err(|_| EmbedError::Stopped)?)
+            }
         };
         let (reply, answer) = oneshot::channel();
         self.jobs.send(Job { texts: ids, priority, reply }).map_err(|_| EmbedError::Stopped)?;
@@ -130,7 +132,11 @@ impl EmbedHandle {
     ///
     /// # Errors
     /// [`EmbedError`].
-    pub async fn embed_tokens(&self, mut ids: Vec<Vec<u32>>, priority: Priority) -> Result<Vec<Vec<f32>>, EmbedError> {
+    pub async fn embed_tokens(
+        &self,
+        mut ids: Vec<Vec<u32>>,
+        priority: Priority,
+    ) -> Result<Vec<Vec<f32>>, EmbedError> {
         let max = self.shared.info.max_tokens;
         ids.iter_mut().for_each(|ids| ids.truncate(max));
         let (reply, answer) = oneshot::channel();

@@ -67,11 +67,13 @@ pub fn start<E: PooledEncoder + 'static>(
     let thread = std::thread::Builder::new()
         .name("tarn-embed".to_owned())
         .spawn(move || {
-            let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|_| Err("it panicked".to_owned()));
+            let built =
+                catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|_| Err("it panicked".to_owned()));
             match built {
                 Ok(encoder) => {
                     let _ = ready.send(Ok(()));
-                    Worker { encoder, receiver, counter, dim, max_batch_tokens: config.max_batch_tokens }.run();
+                    Worker { encoder, receiver, counter, dim, max_batch_tokens: config.max_batch_tokens }
+                        .run();
                 }
                 Err(message) => {
                     let _ = ready.send(Err(message));
@@ -184,7 +186,8 @@ fn choose(open: &VecDeque<Open>, max_tokens: usize) -> Vec<(usize, usize)> {
     let (mut batch, mut tokens) = (Vec::new(), 0);
     for job in jobs.into_iter().filter(|job| open[*job].job.priority == priority) {
         let one = &open[job];
-        let mut texts: Vec<usize> = (0..one.vectors.len()).filter(|text| one.vectors[*text].is_none()).collect();
+        let mut texts: Vec<usize> =
+            (0..one.vectors.len()).filter(|text| one.vectors[*text].is_none()).collect();
         texts.sort_by_key(|text| std::cmp::Reverse(one.job.texts[*text].len()));
         for text in texts {
             let len = one.job.texts[text].len();
@@ -210,7 +213,8 @@ mod tests {
     #[tokio::test]
     async fn vectors_come_in_the_order_of_the_texts_whatever_their_lengths() {
         let (handle, _thread) = fake_embedder(16);
-        let texts: Vec<String> = (0..50).map(|at| "wort ".repeat(1 + at * 7 % 23) + &at.to_string()).collect();
+        let texts: Vec<String> =
+            (0..50).map(|at| "wort ".repeat(1 + at * 7 % 23) + &at.to_string()).collect();
         let all = handle.embed(InputKind::Passage, texts.clone(), Priority::Bulk).await.expect("embeds");
         for (text, vector) in texts.iter().zip(&all) {
             let alone = handle.embed(InputKind::Passage, vec![text.clone()], Priority::Interactive).await;

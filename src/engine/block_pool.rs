@@ -151,7 +151,10 @@ impl BlockPool {
         }
         let unreferenced = self.blocks.iter().filter(|block| block.references == 0).count();
         if previous != self.tail || listed != self.unreferenced || listed != unreferenced {
-            return Err(format!("{listed} listed, {} counted, {unreferenced} unreferenced", self.unreferenced));
+            return Err(format!(
+                "{listed} listed, {} counted, {unreferenced} unreferenced",
+                self.unreferenced
+            ));
         }
         for (hash, block) in &self.by_hash {
             if self.blocks[*block as usize].hash != Some(*hash) {
@@ -167,22 +170,38 @@ impl BlockPool {
 
     fn unlink(&mut self, block: u32) {
         let Block { previous, next, .. } = self.blocks[block as usize];
-        if previous == NIL { self.head = next } else { self.blocks[previous as usize].next = next }
-        if next == NIL { self.tail = previous } else { self.blocks[next as usize].previous = previous }
+        if previous == NIL {
+            self.head = next
+        } else {
+            self.blocks[previous as usize].next = next
+        }
+        if next == NIL {
+            self.tail = previous
+        } else {
+            self.blocks[next as usize].previous = previous
+        }
         self.unreferenced -= 1;
     }
 
     fn push_back(&mut self, block: u32) {
         let tail = std::mem::replace(&mut self.tail, block);
         (self.blocks[block as usize].previous, self.blocks[block as usize].next) = (tail, NIL);
-        if tail == NIL { self.head = block } else { self.blocks[tail as usize].next = block }
+        if tail == NIL {
+            self.head = block
+        } else {
+            self.blocks[tail as usize].next = block
+        }
         self.unreferenced += 1;
     }
 
     fn push_front(&mut self, block: u32) {
         let head = std::mem::replace(&mut self.head, block);
         (self.blocks[block as usize].previous, self.blocks[block as usize].next) = (NIL, head);
-        if head == NIL { self.tail = block } else { self.blocks[head as usize].previous = block }
+        if head == NIL {
+            self.tail = block
+        } else {
+            self.blocks[head as usize].previous = block
+        }
         self.unreferenced += 1;
     }
 }

@@ -59,7 +59,8 @@ pub fn start<R: StepRunner + 'static>(
     let thread = std::thread::Builder::new()
         .name("tarn-engine".to_owned())
         .spawn(move || {
-            let built = catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_message(&*panic)));
+            let built =
+                catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_message(&*panic)));
             let runner = match built {
                 Ok(runner) => runner,
                 Err(message) => {
@@ -80,7 +81,10 @@ pub fn start<R: StepRunner + 'static>(
                 open: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
                 stop: AtomicBool::new(false),
-                stats: Mutex::new(EngineStats { blocks_total: runner.num_blocks(), ..EngineStats::default() }),
+                stats: Mutex::new(EngineStats {
+                    blocks_total: runner.num_blocks(),
+                    ..EngineStats::default()
+                }),
             });
             let _ = ready.send(Ok(shared.clone()));
             let scheduler = Scheduler::new(SchedulerConfig {
@@ -183,7 +187,12 @@ impl<R: StepRunner> Engine<R> {
         };
         let waiting = self.scheduler.remove_waiting(|group| reason(group).is_some());
         for sequence in waiting {
-            let why = self.scheduler.groups.get(&sequence.group).and_then(reason).unwrap_or(FinishReason::Cancelled);
+            let why = self
+                .scheduler
+                .groups
+                .get(&sequence.group)
+                .and_then(reason)
+                .unwrap_or(FinishReason::Cancelled);
             self.finish(sequence, why);
         }
         let mut at = 0;

@@ -43,7 +43,9 @@ pub enum SubmitError {
         limit: usize,
     },
     /// The KV cache is smaller than the request, however long it waits.
-    #[error("{tokens} tokens need {blocks} KV blocks, but the cache has {total}: start with a larger --kv-cache-mb")]
+    #[error(
+        "{tokens} tokens need {blocks} KV blocks, but the cache has {total}: start with a larger --kv-cache-mb"
+    )]
     NeverFits {
         /// Tokens wanted.
         tokens: usize,

@@ -29,7 +29,8 @@ pub use constraint::{BitMask, Constraint};
 pub use engine_loop::{EngineConfig, EngineThread, start};
 pub use handle::{EngineHandle, EngineLimits, EventStream, SubmitError};
 pub use request::{
-    EngineError, Event, FinishReason, Priority, Request, RequestId, SampledToken, SamplingParams, TokenLogprobs, Usage,
+    EngineError, Event, FinishReason, Priority, Request, RequestId, SampledToken, SamplingParams,
+    TokenLogprobs, Usage,
 };
 pub use runner::{ModelRunner, RunnerError, StepRunner};
 pub use sampler::{Sampler, philox_uniform};

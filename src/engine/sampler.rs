@@ -15,7 +15,12 @@ pub fn philox_uniform(seed: u64, position: u64) -> f32 {
     let mut key = [seed as u32, (seed >> 32) as u32];
     for _ in 0..10 {
         let (a, b) = (u64::from(counter[0]) * 0xD251_1F53, u64::from(counter[2]) * 0xCD9E_8D57);
-        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     (counter[0] >> 8) as f32 / (1_u32 << 24) as f32
@@ -91,7 +96,11 @@ impl Sampler {
             seen.dedup();
             for id in seen {
                 if let Some(logit) = logits.get_mut(id as usize) {
-                    *logit = if *logit > 0.0 { *logit / params.repetition_penalty } else { *logit * params.repetition_penalty };
+                    *logit = if *logit > 0.0 {
+                        *logit / params.repetition_penalty
+                    } else {
+                        *logit * params.repetition_penalty
+                    };
                 }
             }
         }
@@ -210,14 +219,23 @@ mod tests {
     use crate::engine::SamplingParams;
 
     fn spec(params: SamplingParams, seed: u64, position: u32) -> SampleSpec {
-        SampleSpec { row: 0, params: Arc::new(params), seed, position, history: None, banned: Arc::from([]), mask: None }
+        SampleSpec {
+            row: 0,
+            params: Arc::new(params),
+            seed,
+            position,
+            history: None,
+            banned: Arc::from([]),
+            mask: None,
+        }
     }
 
     fn frequencies(params: &SamplingParams, logits: &[f32], draws: u32) -> Vec<f64> {
         let mut sampler = Sampler::default();
         let mut counts = vec![0.0; logits.len()];
         for position in 0..draws {
-            counts[sampler.sample(logits, &spec(params.clone(), 42, position)).id as usize] += 1.0 / f64::from(draws);
+            counts[sampler.sample(logits, &spec(params.clone(), 42, position)).id as usize] +=
+                1.0 / f64::from(draws);
         }
         counts
     }
@@ -234,7 +252,8 @@ mod tests {
         for temperature in [0.5_f32, 1.0, 2.0] {
             let weights: Vec<f64> = logits.iter().map(|x| f64::from(x / temperature).exp()).collect();
             let total: f64 = weights.iter().sum();
-            let found = frequencies(&SamplingParams { temperature, ..SamplingParams::default() }, &logits, 20_000);
+            let found =
+                frequencies(&SamplingParams { temperature, ..SamplingParams::default() }, &logits, 20_000);
             for (f, w) in found.iter().zip(&weights) {
                 assert!((f - w / total).abs() < 0.012, "{found:?}");
             }
@@ -244,9 +263,8 @@ mod tests {
     #[test]
     fn truncation_keeps_exactly_the_likeliest() {
         let logits: Vec<f32> = (0..1000).map(|at| -((at * 7 % 1000) as f32) * 0.01).collect();
-        let kept = |params: SamplingParams| {
-            frequencies(&params, &logits, 5000).iter().filter(|f| **f > 0.0).count()
-        };
+        let kept =
+            |params: SamplingParams| frequencies(&params, &logits, 5000).iter().filter(|f| **f > 0.0).count();
         let base = SamplingParams::default();
         assert_eq!(kept(SamplingParams { top_k: Some(3), ..base.clone() }), 3);
         // exp(-0.01 n) >= 0.95 for n <= 5.

@@ -106,7 +106,11 @@ impl Scheduler {
         for queue in self.queues.values_mut() {
             let kept = VecDeque::with_capacity(queue.len());
             for sequence in std::mem::replace(queue, kept) {
-                if ends(&self.groups[&sequence.group]) { removed.push(sequence) } else { queue.push_back(sequence) }
+                if ends(&self.groups[&sequence.group]) {
+                    removed.push(sequence)
+                } else {
+                    queue.push_back(sequence)
+                }
             }
         }
         self.queues.retain(|_, queue| !queue.is_empty());
@@ -183,7 +187,10 @@ impl Scheduler {
                 .max_by_key(|index| self.running[*index].admitted)
                 .unwrap_or(at);
             let mut sequence = self.running.remove(victim);
-            debug_assert!(self.planned.iter().all(|(index, _)| *index < victim), "planned sequences stand in front");
+            debug_assert!(
+                self.planned.iter().all(|(index, _)| *index < victim),
+                "planned sequences stand in front"
+            );
             self.free(&mut sequence);
             self.preemptions += 1;
             self.put_back(sequence);
@@ -209,7 +216,8 @@ impl Scheduler {
                 .enumerate()
                 .map(|(at, seq)| {
                     let group = &self.groups[&seq.group];
-                    let behind = group.priority == Priority::Batch && now.duration_since(group.arrived) < AGING;
+                    let behind =
+                        group.priority == Priority::Batch && now.duration_since(group.arrived) < AGING;
                     (behind, at)
                 })
                 .min()
@@ -218,7 +226,9 @@ impl Scheduler {
             .queues
             .iter()
             .filter_map(|(customer, queue)| turn(queue).map(|(behind, at)| (behind, customer, at)))
-            .min_by_key(|(behind, customer, _)| (*behind, self.served.get(*customer).copied().unwrap_or(0), (*customer).clone()))
+            .min_by_key(|(behind, customer, _)| {
+                (*behind, self.served.get(*customer).copied().unwrap_or(0), (*customer).clone())
+            })
             .map(|(_, customer, at)| (customer.clone(), at))?;
         let queue = self.queues.get_mut(&customer)?;
         let mut sequence = queue.remove(at)?;
@@ -272,7 +282,8 @@ impl Scheduler {
         for position in from..to {
             plan.input_ids.push(sequence.tokens[position]);
             plan.positions.push(position as u32);
-            plan.slot_mapping.push(sequence.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32);
+            plan.slot_mapping
+                .push(sequence.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32);
         }
         if let Some(top) = group.params.prompt_logprobs {
             let wanted = from..to.min(sequence.prompt_len.saturating_sub(1));

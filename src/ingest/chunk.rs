@@ -164,7 +164,9 @@ fn pieces(text: &str, tokenizer: &Tokenizer, room: usize) -> Vec<(usize, usize)>
                 while !text.is_char_boundary(to) {
                     to -= 1;
                 }
-                if to < end && let Some(blank) = text[from..to].rfind(char::is_whitespace).filter(|blank| *blank > 0) {
+                if to < end
+                    && let Some(blank) = text[from..to].rfind(char::is_whitespace).filter(|blank| *blank > 0)
+                {
                     to = from + blank;
                 }
                 out.push((to, tokenizer.count(&text[from..to])));
@@ -182,8 +184,19 @@ mod tests {
     use crate::testing::fake_embedder;
 
     fn block(kind: BlockKind, text: &str, row: u32) -> Block {
-        let place = Place { rows: Some((row, row)), columns: Some((0, 2)), sheet: Some("S".to_owned()), ..Place::default() };
-        Block { kind, heading_path: vec!["H".to_owned()], header: Some("a | b".to_owned()), text: text.to_owned(), place }
+        let place = Place {
+            rows: Some((row, row)),
+            columns: Some((0, 2)),
+            sheet: Some("S".to_owned()),
+            ..Place::default()
+        };
+        Block {
+            kind,
+            heading_path: vec!["H".to_owned()],
+            header: Some("a | b".to_owned()),
+            text: text.to_owned(),
+            place,
+        }
     }
 
     #[test]

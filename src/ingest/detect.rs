@@ -58,7 +58,10 @@ pub fn detect(name: &str, head: &[u8], zip_names: &[String]) -> Result<Format, S
         let has = |prefix: &str| zip_names.iter().any(|name| name.starts_with(prefix));
         return Ok(if has("word/") {
             Format::Docx
-        } else if has("xl/") || has("content.xml") || matches!(extension.as_str(), "xlsx" | "xlsm" | "xlsb" | "ods") {
+        } else if has("xl/")
+            || has("content.xml")
+            || matches!(extension.as_str(), "xlsx" | "xlsm" | "xlsb" | "ods")
+        {
             Format::Workbook
         } else {
             Format::Zip
@@ -70,7 +73,9 @@ pub fn detect(name: &str, head: &[u8], zip_names: &[String]) -> Result<Format, S
             "xlsx" | "xlsm" | "xlsb" => {
                 Err("the workbook is encrypted: remove the password and upload it again".to_owned())
             }
-            "doc" | "ppt" => Err(format!("the old .{extension} format is not supported: save it as .{extension}x or PDF")),
+            "doc" | "ppt" => {
+                Err(format!("the old .{extension} format is not supported: save it as .{extension}x or PDF"))
+            }
             _ => Ok(Format::Workbook),
         };
     }
@@ -82,7 +87,8 @@ pub fn detect(name: &str, head: &[u8], zip_names: &[String]) -> Result<Format, S
             if extension.is_empty() { String::new() } else { format!(" (.{extension})") }
         ));
     }
-    let start: String = String::from_utf8_lossy(near).trim_start_matches('\u{feff}').trim_start().to_lowercase();
+    let start: String =
+        String::from_utf8_lossy(near).trim_start_matches('\u{feff}').trim_start().to_lowercase();
     let html = ["<!doctype html", "<html", "<head", "<body"].iter().any(|tag| start.starts_with(tag));
     Ok(match extension.as_str() {
         _ if html => Format::Html,
@@ -106,6 +112,8 @@ mod tests {
         assert_eq!(detect("x.zip", b"PK\x03\x04", &["word/document.xml".to_owned()]), Ok(Format::Docx));
         assert_eq!(detect("x.csv", b"a;b", &[]), Ok(Format::Csv));
         assert!(detect("x", b"", &[]).expect_err("empty").contains("empty"));
-        assert!(detect("x.exe", b"MZ\x00\x01\x00\x02\x00\x00", &[]).expect_err("binary").contains("unsupported"));
+        assert!(
+            detect("x.exe", b"MZ\x00\x01\x00\x02\x00\x00", &[]).expect_err("binary").contains("unsupported")
+        );
     }
 }

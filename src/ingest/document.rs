@@ -94,11 +94,24 @@ pub struct Document {
 
 impl Document {
     /// Adds a block unless it is empty.
-    pub fn push(&mut self, kind: BlockKind, heading_path: &[String], header: Option<&str>, text: &str, place: Place) {
+    pub fn push(
+        &mut self,
+        kind: BlockKind,
+        heading_path: &[String],
+        header: Option<&str>,
+        text: &str,
+        place: Place,
+    ) {
         let text = text.trim();
         if !text.is_empty() {
             let header = header.map(str::to_owned);
-            self.blocks.push(Block { kind, heading_path: heading_path.to_vec(), header, text: text.to_owned(), place });
+            self.blocks.push(Block {
+                kind,
+                heading_path: heading_path.to_vec(),
+                header,
+                text: text.to_owned(),
+                place,
+            });
         }
     }
 }

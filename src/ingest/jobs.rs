@@ -92,7 +92,9 @@ impl Jobs {
         let folder = self.folder(customer, id);
         for at in 0..files.len() {
             let file = folder.join(at.to_string());
-            std::fs::File::open(&file).and_then(|file| file.sync_all()).map_err(|source| io(&file, source))?;
+            std::fs::File::open(&file)
+                .and_then(|file| file.sync_all())
+                .map_err(|source| io(&file, source))?;
         }
         let job = JobStatus {
             id: id.to_owned(),
@@ -117,7 +119,8 @@ impl Jobs {
 
     /// Takes up every job that is not done.
     pub fn resume(&self) {
-        let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let folders =
+            |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
         for customer in folders(self.pipeline.lakes().root()) {
             for job in folders(&customer.join("jobs")) {
                 let status = std::fs::read(job.join("job.json")).ok();

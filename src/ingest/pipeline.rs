@@ -9,7 +9,8 @@ use tokio::sync::Semaphore;
 
 use crate::embed::{EmbedHandle, InputKind, Priority};
 use crate::lake::{
-    Applied, ChunkRow, DocumentBundle, DocumentChange, DocumentRow, Lakes, Viewer, chunk_id, document_id, ingest_id,
+    Applied, ChunkRow, DocumentBundle, DocumentChange, DocumentRow, Lakes, Viewer, chunk_id, document_id,
+    ingest_id,
 };
 use crate::text::{analyze, language};
 
@@ -123,17 +124,32 @@ impl Pipeline {
         let (sha256, size) = digest(&source.path).await?;
         if let Some(old) = snapshot.document(&id)
             && old.content_sha256 == sha256
-            && (old.parser.as_str(), old.chunker, old.embedder) == (PARSER, self.chunker(), self.embed.fingerprint())
+            && (old.parser.as_str(), old.chunker, old.embedder)
+                == (PARSER, self.chunker(), self.embed.fingerprint())
         {
             let (version, chunks) = (snapshot.version(), old.chunk_count as usize);
-            return Ok(IngestOutcome { document_id: id, version, chunks, children: 0, unchanged: true, warnings: old.warnings });
+            return Ok(IngestOutcome {
+                document_id: id,
+                version,
+                chunks,
+                children: 0,
+                unchanged: true,
+                warnings: old.warnings,
+            });
         }
         progress("parsing");
         let folder = tempfile::tempdir()
             .map_err(|source| IngestError::Io { path: "a temporary folder".to_owned(), source })?;
         let mut parsed = Vec::new();
         let original = lake.store_original(source.path.clone()).await?.path;
-        let root = Parsed { source, parent: None, sha256, size, original: Some(original), document: Document::default() };
+        let root = Parsed {
+            source,
+            parent: None,
+            sha256,
+            size,
+            original: Some(original),
+            document: Document::default(),
+        };
         self.parse_all(customer, root, folder.path(), 0, &mut parsed).await?;
         let mut changes = Vec::new();
         let (mut chunks, children) = (0, parsed.len() - 1);
@@ -168,9 +184,15 @@ impl Pipeline {
             .map_err(|source| IngestError::Io { path: extract.display().to_string(), source })?;
         one.document = {
             let _permit = self.parsing.acquire().await;
-            parse_isolated(&self.config.worker_exe, &one.source.path, &one.source.name, &extract, self.config.limits)
-                .await
-                .map_err(refused)?
+            parse_isolated(
+                &self.config.worker_exe,
+                &one.source.path,
+                &one.source.name,
+                &extract,
+                self.config.limits,
+            )
+            .await
+            .map_err(refused)?
         };
         let members = std::mem::take(&mut one.document.members);
         let (source, id) = (one.source.clone(), document_id(customer, &one.source.source_uri));
@@ -180,13 +202,19 @@ impl Pipeline {
             let path = extract.join(&member.file);
             let name = member.name.rsplit('/').next().unwrap_or(&member.name).to_owned();
             if depth + 1 >= MAX_DEPTH && name.to_lowercase().ends_with(".zip") {
-                let warning = format!("`{}` is an archive in archives in an archive: it was left out", member.name);
+                let warning =
+                    format!("`{}` is an archive in archives in an archive: it was left out", member.name);
                 parsed[at].document.warnings.push(warning);
                 continue;
             }
             let (sha256, size) = digest(&path).await?;
             let child = Parsed {
-                source: SourceFile { source_uri: format!("{}!/{}", source.source_uri, member.name), name, path, ..source.clone() },
+                source: SourceFile {
+                    source_uri: format!("{}!/{}", source.source_uri, member.name),
+                    name,
+                    path,
+                    ..source.clone()
+                },
                 parent: Some(id.clone()),
                 sha256,
                 size,
@@ -217,11 +245,13 @@ impl Pipeline {
         let blocks = document.blocks;
         let work = move || {
             let chunks = chunk::chunk(&blocks, &tokenizer, room);
-            let sample: String = chunks.iter().take(20).map(|chunk| chunk.text.as_str()).collect::<Vec<_>>().join(" ");
+            let sample: String =
+                chunks.iter().take(20).map(|chunk| chunk.text.as_str()).collect::<Vec<_>>().join(" ");
             let language = language::detect(&sample);
             let texts: Vec<String> = chunks.iter().map(Chunk::embed_text).collect();
             let terms: Vec<String> = texts.iter().map(|text| analyze::terms(text, language)).collect();
-            let hashes: Vec<String> = texts.iter().map(|text| hex::encode(Sha256::digest(text.as_bytes()))).collect();
+            let hashes: Vec<String> =
+                texts.iter().map(|text| hex::encode(Sha256::digest(text.as_bytes()))).collect();
             (chunks, language, texts, terms, hashes)
         };
         let (chunks, language, texts, terms, hashes) =

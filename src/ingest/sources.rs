@@ -15,7 +15,8 @@ pub fn files_below(paths: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn walk(path: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    let named = |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let named =
+        |error: std::io::Error| std::io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if !std::fs::metadata(path).map_err(named)?.is_dir() {
         files.push(path.to_owned());
         return Ok(());

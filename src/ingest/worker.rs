@@ -74,7 +74,10 @@ pub(super) async fn parse_isolated(
         Ok::<_, std::io::Error>((answer, child.wait().await?))
     };
     match tokio::time::timeout(limits.time, talk).await {
-        Err(_) => Err(format!("parsing took longer than {} s; split the file, or raise --parse-seconds", limits.time.as_secs())),
+        Err(_) => Err(format!(
+            "parsing took longer than {} s; split the file, or raise --parse-seconds",
+            limits.time.as_secs()
+        )),
         Ok(Err(error)) => Err(format!("its parser failed: {error}")),
         Ok(Ok((answer, status))) => match serde_json::from_slice::<Result<Document, String>>(&answer) {
             Ok(result) => result,
@@ -91,7 +94,10 @@ pub(super) async fn parse_isolated(
 pub fn parse_worker_main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let mut request = Vec::new();
-    let job = std::io::stdin().read_to_end(&mut request).ok().and_then(|_| serde_json::from_slice::<Job>(&request).ok());
+    let job = std::io::stdin()
+        .read_to_end(&mut request)
+        .ok()
+        .and_then(|_| serde_json::from_slice::<Job>(&request).ok());
     let Some(job) = job else { return ExitCode::from(2) };
     limit(&job);
     // Parsers recurse; a deep stack is cheap and a hostile file finds its end all the same.
@@ -99,7 +105,8 @@ pub fn parse_worker_main() -> ExitCode {
         std::panic::catch_unwind(|| parse::parse(&job.path, &job.name, &job.extract))
             .unwrap_or_else(|_| Err("the file is damaged: its parser gave up".to_owned()))
     };
-    let result = std::thread::Builder::new().stack_size(64 << 20).spawn(run).map(std::thread::JoinHandle::join);
+    let result =
+        std::thread::Builder::new().stack_size(64 << 20).spawn(run).map(std::thread::JoinHandle::join);
     let result = match result {
         Ok(Ok(result)) => result,
         _ => Err("the file is damaged: its parser gave up".to_owned()),

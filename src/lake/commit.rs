@@ -97,8 +97,11 @@ impl Lake {
         };
         let pinned = pins(&documents).await?;
         let state = self.newest().await?;
-        let live: HashMap<&str, &DocumentRow> = state.rows().map(|row| (row.document_id.as_str(), row)).collect();
-        let mut lance = self.repair(&pinned, &mut chunks, &live.values().map(|row| row.ingest_id.clone()).collect()).await?;
+        let live: HashMap<&str, &DocumentRow> =
+            state.rows().map(|row| (row.document_id.as_str(), row)).collect();
+        let mut lance = self
+            .repair(&pinned, &mut chunks, &live.values().map(|row| row.ingest_id.clone()).collect())
+            .await?;
 
         let plan = Plan::new(changes, &live);
         if plan.puts.is_empty() && plan.gone.is_empty() {
@@ -115,7 +118,8 @@ impl Lake {
         }
         let rows: Vec<&ChunkRow> = plan.puts.iter().flat_map(|bundle| &bundle.chunks).collect();
         let change = change(&chunks, &schema::chunks(), &rows, &plan.gone)?;
-        let chunk_version = if change.is_empty() { chunks.version() } else { chunks.commit(change, &[]).await? };
+        let chunk_version =
+            if change.is_empty() { chunks.version() } else { chunks.commit(change, &[]).await? };
         self.config.failpoints.at(FailStep::ChunksCommitted)?;
 
         let rows: Vec<&DocumentRow> = plan.puts.iter().map(|bundle| &bundle.document).collect();
@@ -140,7 +144,8 @@ impl Lake {
             let embedder = first.document.embedder.as_str();
             let vectors = match lance {
                 Some(vectors) => vectors,
-                None => lance.insert(Vectors::create(&self.vectors_path(), schema::embeddings(dim, embedder)).await?),
+                None => lance
+                    .insert(Vectors::create(&self.vectors_path(), schema::embeddings(dim, embedder)).await?),
             };
             if vectors.dim() != dim {
                 return Err(LakeError::Dimension { found: vectors.dim(), wanted: dim });
@@ -204,7 +209,10 @@ impl Plan {
                     // The same document twice in one commit: the last one counts.
                     plan.puts.retain(|other| other.document.document_id != row.document_id);
                     match live.get(row.document_id.as_str()) {
-                        Some(old) if old.content_sha256 == row.content_sha256 && old.pipeline() == row.pipeline() => {
+                        Some(old)
+                            if old.content_sha256 == row.content_sha256
+                                && old.pipeline() == row.pipeline() =>
+                        {
                             Applied::Unchanged
                         }
                         Some(old) => {
@@ -275,10 +283,14 @@ fn change<T: serde::Serialize>(
 
 fn embeddings_batch(puts: &[DocumentBundle], dim: usize, embedder: &str) -> Result<RecordBatch> {
     let chunks = || puts.iter().flat_map(|bundle| &bundle.chunks);
-    let texts = |of: fn(&ChunkRow) -> &str| -> ArrayRef { Arc::new(StringArray::from(chunks().map(of).collect::<Vec<_>>())) };
+    let texts = |of: fn(&ChunkRow) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from(chunks().map(of).collect::<Vec<_>>()))
+    };
     let numbers: Vec<f32> = puts.iter().flat_map(|bundle| bundle.vectors.iter().copied()).collect();
     if numbers.len() != chunks().count() * dim {
-        return Err(LakeError::Bundle("documents of one commit have vectors of different lengths".to_owned()));
+        return Err(LakeError::Bundle(
+            "documents of one commit have vectors of different lengths".to_owned(),
+        ));
     }
     let item = Arc::new(Field::new("item", DataType::Float32, true));
     let vectors = FixedSizeListArray::try_new(item, dim as i32, Arc::new(Float32Array::from(numbers)), None)?;

@@ -17,7 +17,8 @@ impl CommitLock {
         let path = dir.join("commit.lock");
         std::fs::create_dir_all(dir).map_err(io(dir))?;
         let wait = move || {
-            let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io(&path))?;
+            let file =
+                File::options().create(true).truncate(false).write(true).open(&path).map_err(io(&path))?;
             file.lock().map_err(io(&path))?;
             Ok(CommitLock { _file: file })
         };

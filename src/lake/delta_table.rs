@@ -60,7 +60,8 @@ impl Table {
             .with_log_store(DeltaTableBuilder::from_url(url(dir)?)?.build_storage()?)
             .with_table_name(name);
         for field in schema.fields() {
-            builder = builder.with_column(field.name(), delta_type(field.data_type()), field.is_nullable(), None);
+            builder =
+                builder.with_column(field.name(), delta_type(field.data_type()), field.is_nullable(), None);
         }
         let inner = builder.await?;
         Ok(Table { dir: dir.to_owned(), inner })
@@ -77,7 +78,9 @@ impl Table {
             ("column mapping", mapped),
         ];
         match used.iter().find(|(_, used)| *used) {
-            Some((feature, _)) => Err(LakeError::Feature { path: self.dir.clone(), feature: (*feature).to_owned() }),
+            Some((feature, _)) => {
+                Err(LakeError::Feature { path: self.dir.clone(), feature: (*feature).to_owned() })
+            }
             None => Ok(()),
         }
     }
@@ -88,11 +91,20 @@ impl Table {
 
     /// Active files: path in the table, and size.
     pub(super) fn files(&self) -> Result<Vec<(String, i64)>> {
-        Ok(self.inner.snapshot()?.log_data().iter().map(|file| (file.path().into_owned(), file.size())).collect())
+        Ok(self
+            .inner
+            .snapshot()?
+            .log_data()
+            .iter()
+            .map(|file| (file.path().into_owned(), file.size()))
+            .collect())
     }
 
     /// The Add actions of the active files, to put them back after a repair.
-    #[expect(deprecated, reason = "a repair puts the very actions back; deltalake offers no other way to have them")]
+    #[expect(
+        deprecated,
+        reason = "a repair puts the very actions back; deltalake offers no other way to have them"
+    )]
     pub(super) fn adds(&self) -> Result<Vec<Add>> {
         Ok(self.inner.snapshot()?.log_data().iter().map(|file| file.add_action()).collect())
     }
@@ -132,7 +144,8 @@ impl Table {
             }
         }
         actions.extend(change.adds.into_iter().map(Action::Add));
-        let transactions = pins.iter().map(|(application, version)| Transaction::new(application, *version)).collect();
+        let transactions =
+            pins.iter().map(|(application, version)| Transaction::new(application, *version)).collect();
         let properties = CommitProperties::default().with_application_transactions(transactions);
         let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None };
         let committed = CommitBuilder::from(properties)
@@ -172,8 +185,10 @@ fn sync_log(dir: &Path, version: i64) -> Result<()> {
 }
 
 fn url(dir: &Path) -> Result<url::Url> {
-    url::Url::from_directory_path(dir)
-        .map_err(|()| LakeError::Io { path: dir.to_owned(), source: std::io::Error::other("not an absolute path") })
+    url::Url::from_directory_path(dir).map_err(|()| LakeError::Io {
+        path: dir.to_owned(),
+        source: std::io::Error::other("not an absolute path"),
+    })
 }
 
 fn delta_type(kind: &ArrowType) -> DataType {

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum LakeError {
     /// A customer's name is not one.
-    #[error("`{0}` is not a customer id: use 1 to 63 of a-z, 0-9, `-` and `_`, beginning with a letter or digit")]
+    #[error(
+        "`{0}` is not a customer id: use 1 to 63 of a-z, 0-9, `-` and `_`, beginning with a letter or digit"
+    )]
     Customer(String),
     /// There is no such version, or it is not kept any more.
     #[error("lake version {wanted} is not there: versions {oldest} to {newest} are kept")]
@@ -33,7 +35,9 @@ pub enum LakeError {
         feature: String,
     },
     /// Vectors of another embedder.
-    #[error("the lake's vectors have {found} numbers, not {wanted}: load the embedder that made them, or re-embed the lake")]
+    #[error(
+        "the lake's vectors have {found} numbers, not {wanted}: load the embedder that made them, or re-embed the lake"
+    )]
     Dimension {
         /// What the lake has.
         found: usize,

@@ -39,7 +39,9 @@ pub(super) fn store(dir: &Path, from: &Path) -> Result<OriginalRef> {
     let target = folder.join(&sha256);
     if !target.exists() {
         temporary.as_file().sync_all().map_err(io(&target))?;
-        temporary.persist(&target).map_err(|error| super::LakeError::Io { path: target.clone(), source: error.error })?;
+        temporary
+            .persist(&target)
+            .map_err(|error| super::LakeError::Io { path: target.clone(), source: error.error })?;
         File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io(&folder))?;
     }
     Ok(OriginalRef { path: format!("files/{sha256}"), sha256, size })

@@ -35,8 +35,11 @@ pub(super) fn read(path: &Path) -> Result<Vec<RecordBatch>> {
 
 /// Row count and the range of `ingest_id`, by which readers skip files.
 fn stats(batch: &RecordBatch) -> String {
-    let ids = batch.column_by_name("ingest_id").and_then(|column| column.as_any().downcast_ref::<StringArray>());
-    let range = ids.and_then(|ids| Some((ids.iter().flatten().min()?.to_owned(), ids.iter().flatten().max()?.to_owned())));
+    let ids =
+        batch.column_by_name("ingest_id").and_then(|column| column.as_any().downcast_ref::<StringArray>());
+    let range = ids.and_then(|ids| {
+        Some((ids.iter().flatten().min()?.to_owned(), ids.iter().flatten().max()?.to_owned()))
+    });
     match range {
         Some((min, max)) => serde_json::json!({
             "numRecords": batch.num_rows(),

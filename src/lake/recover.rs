@@ -28,13 +28,17 @@ impl Lake {
             let found = head.ingest_ids().await?;
             let unknown: Vec<String> = found.difference(live).cloned().collect();
             if !unknown.is_empty() {
-                tracing::warn!(rows_of = unknown.len(), "removing vectors that a writer left before it committed");
+                tracing::warn!(
+                    rows_of = unknown.len(),
+                    "removing vectors that a writer left before it committed"
+                );
                 head.delete(&unknown).await?;
             }
             let lost: Vec<String> = live.difference(&found).cloned().collect();
             if !lost.is_empty()
                 && pinned.embeddings > 0
-                && let Some(kept) = Vectors::open(&self.vectors_path(), Some(pinned.embeddings as u64)).await?
+                && let Some(kept) =
+                    Vectors::open(&self.vectors_path(), Some(pinned.embeddings as u64)).await?
             {
                 for batch in kept.rows_of(&lost).await? {
                     head.append(batch).await?;

@@ -117,7 +117,8 @@ pub(super) fn to_batch<T: Serialize>(schema: &SchemaRef, rows: &[T]) -> Result<R
     if rows.is_empty() {
         return Ok(RecordBatch::new_empty(schema.clone()));
     }
-    let mut decoder = arrow::json::ReaderBuilder::new(schema.clone()).with_batch_size(rows.len()).build_decoder()?;
+    let mut decoder =
+        arrow::json::ReaderBuilder::new(schema.clone()).with_batch_size(rows.len()).build_decoder()?;
     decoder.serialize(rows)?;
     Ok(decoder.flush()?.unwrap_or_else(|| RecordBatch::new_empty(schema.clone())))
 }

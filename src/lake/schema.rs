@@ -13,7 +13,9 @@ fn list(of: DataType) -> DataType {
 
 fn fields(all: &[(&str, DataType, bool)]) -> SchemaRef {
     Arc::new(Schema::new(
-        all.iter().map(|(name, kind, nullable)| Field::new(*name, kind.clone(), *nullable)).collect::<Vec<_>>(),
+        all.iter()
+            .map(|(name, kind, nullable)| Field::new(*name, kind.clone(), *nullable))
+            .collect::<Vec<_>>(),
     ))
 }
 

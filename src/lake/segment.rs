@@ -107,7 +107,13 @@ impl Segment {
     }
 
     /// The `k` nearest of the kept rows: `(row, cosine)`.
-    pub(super) fn nearest(&self, exec: &Exec, query: &[f32], k: usize, keep: &[u64]) -> Result<Vec<(u32, f32)>> {
+    pub(super) fn nearest(
+        &self,
+        exec: &Exec,
+        query: &[f32],
+        k: usize,
+        keep: &[u64],
+    ) -> Result<Vec<(u32, f32)>> {
         let matrix = View::new(&self.vectors, self.rows(), self.dim)?;
         Ok(scan_topk(exec, matrix, query, k, Some(keep))?)
     }
@@ -135,9 +141,13 @@ impl Segment {
     }
 
     /// Vectors of the rows whose chunk is in `wanted`, by chunk.
-    pub(super) fn vectors_of<'a>(&'a self, wanted: &HashSet<&str>) -> impl Iterator<Item = (&'a str, &'a [f32])> {
+    pub(super) fn vectors_of<'a>(
+        &'a self,
+        wanted: &HashSet<&str>,
+    ) -> impl Iterator<Item = (&'a str, &'a [f32])> {
         let rows: Vec<usize> =
             (0..self.rows()).filter(|row| wanted.contains(self.chunk_ids[*row].as_str())).collect();
-        rows.into_iter().map(|row| (self.chunk_ids[row].as_str(), &self.vectors[row * self.dim..(row + 1) * self.dim]))
+        rows.into_iter()
+            .map(|row| (self.chunk_ids[row].as_str(), &self.vectors[row * self.dim..(row + 1) * self.dim]))
     }
 }

@@ -44,7 +44,9 @@ impl Viewer {
     fn sees(&self, document: &DocumentRow) -> bool {
         match &self.groups {
             None => true,
-            Some(groups) => document.acl.is_empty() || document.acl.iter().any(|group| groups.contains(group)),
+            Some(groups) => {
+                document.acl.is_empty() || document.acl.iter().any(|group| groups.contains(group))
+            }
         }
     }
 }
@@ -65,8 +67,10 @@ pub struct DocumentFilter {
 
 impl DocumentFilter {
     fn takes(&self, document: &DocumentRow) -> bool {
-        let one = |all: &[String], value: Option<&String>| all.is_empty() || value.is_some_and(|v| all.contains(v));
-        (self.collections.is_empty() || document.collections.iter().any(|name| self.collections.contains(name)))
+        let one =
+            |all: &[String], value: Option<&String>| all.is_empty() || value.is_some_and(|v| all.contains(v));
+        (self.collections.is_empty()
+            || document.collections.iter().any(|name| self.collections.contains(name)))
             && one(&self.media_types, document.media_type.as_ref())
             && one(&self.document_ids, Some(&document.document_id))
             && one(&self.languages, document.language.as_ref())
@@ -129,7 +133,8 @@ impl Lake {
             AsOf::Version(version) => missing(version.to_string()),
             AsOf::Time(time) => {
                 let time_us = time.timestamp_micros();
-                let found = (oldest..=newest).rev().find(|v| version_time(&dir, *v).is_some_and(|at| at <= time_us));
+                let found =
+                    (oldest..=newest).rev().find(|v| version_time(&dir, *v).is_some_and(|at| at <= time_us));
                 found.map_or_else(|| missing(time.to_rfc3339()), Ok)
             }
         }
@@ -176,7 +181,8 @@ impl Lake {
             }
         }
         if state.pins.embeddings > 0
-            && let Some(vectors) = Vectors::open(&self.vectors_path(), Some(state.pins.embeddings as u64)).await?
+            && let Some(vectors) =
+                Vectors::open(&self.vectors_path(), Some(state.pins.embeddings as u64)).await?
         {
             state.dim = vectors.dim();
             state.embedder = vectors.embedder();
@@ -218,7 +224,8 @@ impl Lake {
             let by_id = rows.iter().zip(0..).map(|(row, at)| (row.chunk_id.clone(), at)).collect();
             Ok(ChunkFile { rows, by_id })
         };
-        let file = tokio::task::spawn_blocking(read).await.map_err(|error| LakeError::Task(error.to_string()))??;
+        let file =
+            tokio::task::spawn_blocking(read).await.map_err(|error| LakeError::Task(error.to_string()))??;
         let file = Arc::new(file);
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.chunks.insert(path.to_owned(), file.clone());
@@ -226,7 +233,8 @@ impl Lake {
     }
 
     async fn segment(&self, vectors: &Vectors, fragment: u64, deleted: usize) -> Result<Arc<Segment>> {
-        let known = self.cache.lock().unwrap_or_else(PoisonError::into_inner).segments.get(&fragment).cloned();
+        let known =
+            self.cache.lock().unwrap_or_else(PoisonError::into_inner).segments.get(&fragment).cloned();
         // Rows that were deleted here may stand in another fragment again, after a repair.
         if let Some(segment) = known.filter(|segment| segment.deleted_when_loaded == deleted) {
             return Ok(segment);
@@ -326,34 +334,48 @@ impl Snapshot {
     /// One document.
     #[must_use]
     pub fn document(&self, document_id: &str) -> Option<DocumentRow> {
-        self.state.rows().find(|document| document.document_id == document_id && self.viewer.sees(document)).cloned()
+        self.state
+            .rows()
+            .find(|document| document.document_id == document_id && self.viewer.sees(document))
+            .cloned()
     }
 
     /// A document's chunks in order.
     #[must_use]
     pub fn chunks(&self, document_id: &str) -> Vec<ChunkRow> {
         let Some(document) = self.document(document_id) else { return Vec::new() };
-        let mut chunks: Vec<ChunkRow> = self.live_chunks(&HashSet::from([document.ingest_id.as_str()])).cloned().collect();
+        let mut chunks: Vec<ChunkRow> =
+            self.live_chunks(&HashSet::from([document.ingest_id.as_str()])).cloned().collect();
         chunks.sort_by_key(|chunk| chunk.ordinal);
         chunks
     }
 
     fn live_chunks<'a>(&'a self, ingests: &HashSet<&str>) -> impl Iterator<Item = &'a ChunkRow> {
         let ingests: HashSet<String> = ingests.iter().map(|ingest| (*ingest).to_owned()).collect();
-        self.state.chunk_files.iter().flat_map(|file| &file.rows).filter(move |row| ingests.contains(&row.ingest_id))
+        self.state
+            .chunk_files
+            .iter()
+            .flat_map(|file| &file.rows)
+            .filter(move |row| ingests.contains(&row.ingest_id))
     }
 
     /// All visible chunks.
     pub(super) fn all_chunks(&self) -> Vec<ChunkRow> {
         let filter = DocumentFilter::default();
-        let ingests: HashSet<&str> = self.visible(&filter).map(|document| document.ingest_id.as_str()).collect();
+        let ingests: HashSet<&str> =
+            self.visible(&filter).map(|document| document.ingest_id.as_str()).collect();
         self.live_chunks(&ingests).cloned().collect()
     }
 
     /// Vectors that a document's last version has for chunks whose embedded text is one of `hashes`, by hash; none
     /// when another embedder made them.
     #[must_use]
-    pub fn reusable_vectors(&self, document_id: &str, embedder: &str, hashes: &HashSet<String>) -> HashMap<String, Vec<f32>> {
+    pub fn reusable_vectors(
+        &self,
+        document_id: &str,
+        embedder: &str,
+        hashes: &HashSet<String>,
+    ) -> HashMap<String, Vec<f32>> {
         if self.embedder() != Some(embedder) {
             return HashMap::new();
         }
@@ -377,7 +399,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// [`LakeError::Dimension`] when the query comes from another embedder.
-    pub async fn vector_search(&self, query: &[f32], k: usize, filter: &DocumentFilter) -> Result<Vec<ScoredChunk>> {
+    pub async fn vector_search(
+        &self,
+        query: &[f32],
+        k: usize,
+        filter: &DocumentFilter,
+    ) -> Result<Vec<ScoredChunk>> {
         if self.state.segments.is_empty() {
             return Ok(Vec::new());
         }
@@ -400,7 +427,12 @@ impl Snapshot {
     ///
     /// # Errors
     /// When the computing task ended early.
-    pub async fn text_search(&self, terms: &[String], k: usize, filter: &DocumentFilter) -> Result<Vec<ScoredChunk>> {
+    pub async fn text_search(
+        &self,
+        terms: &[String],
+        k: usize,
+        filter: &DocumentFilter,
+    ) -> Result<Vec<ScoredChunk>> {
         let terms = terms.to_vec();
         self.search(filter, move |segments, _| {
             let rows: usize = segments.iter().map(|(segment, _)| segment.rows()).sum();
@@ -416,7 +448,9 @@ impl Snapshot {
                 .collect();
             let mut hits = Vec::new();
             for (at, (segment, keep)) in segments.iter().enumerate() {
-                hits.extend(segment.score(&weighted, average, keep).into_iter().map(|(row, score)| (score, at, row)));
+                hits.extend(
+                    segment.score(&weighted, average, keep).into_iter().map(|(row, score)| (score, at, row)),
+                );
             }
             Ok(best(hits, k))
         })
@@ -427,7 +461,9 @@ impl Snapshot {
     async fn search(
         &self,
         filter: &DocumentFilter,
-        rank: impl FnOnce(&[(Arc<Segment>, Vec<u64>)], &tarn_kernels::Exec) -> Result<Vec<(f32, usize, u32)>> + Send + 'static,
+        rank: impl FnOnce(&[(Arc<Segment>, Vec<u64>)], &tarn_kernels::Exec) -> Result<Vec<(f32, usize, u32)>>
+        + Send
+        + 'static,
     ) -> Result<Vec<ScoredChunk>> {
         let (this, filter) = (self.clone(), filter.clone());
         let run = move || -> Result<Vec<ScoredChunk>> {
@@ -454,7 +490,10 @@ impl Snapshot {
     }
 
     fn chunk(&self, chunk_id: &str) -> Option<&ChunkRow> {
-        self.state.chunk_files.iter().find_map(|file| file.by_id.get(chunk_id).map(|row| &file.rows[*row as usize]))
+        self.state
+            .chunk_files
+            .iter()
+            .find_map(|file| file.by_id.get(chunk_id).map(|row| &file.rows[*row as usize]))
     }
 
     /// One chunk, if its document is visible.

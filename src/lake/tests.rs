@@ -3,8 +3,12 @@ use std::path::Path;
 use super::*;
 
 fn lakes(root: &Path, failpoints: Failpoints) -> Lakes {
-    let config =
-        LakeConfig { root: root.to_owned(), retention: std::time::Duration::from_secs(3600), scan_threads: 1, failpoints };
+    let config = LakeConfig {
+        root: root.to_owned(),
+        retention: std::time::Duration::from_secs(3600),
+        scan_threads: 1,
+        failpoints,
+    };
     Lakes::open(config).expect("opens")
 }
 
@@ -49,14 +53,18 @@ fn bundle(uri: &str, text: &str, chunks: i32) -> DocumentChange {
 }
 
 async fn texts(lakes: &Lakes) -> Vec<String> {
-    let snapshot = lakes.customer("default").expect("lake").snapshot(None, &Viewer::all()).await.expect("snapshot");
+    let snapshot =
+        lakes.customer("default").expect("lake").snapshot(None, &Viewer::all()).await.expect("snapshot");
     let mut texts = Vec::new();
     for document in snapshot.documents(&DocumentFilter::default(), 1000, 0) {
         let chunks = snapshot.chunks(&document.document_id);
         assert_eq!(chunks.len(), document.chunk_count as usize, "a document is whole");
         let terms = [chunks[0].text.split(' ').next().expect("word").to_owned()];
         let found = snapshot.text_search(&terms, 50, &DocumentFilter::default()).await.expect("searches");
-        assert_eq!(found.iter().filter(|hit| hit.document.document_id == document.document_id).count(), chunks.len());
+        assert_eq!(
+            found.iter().filter(|hit| hit.document.document_id == document.document_id).count(),
+            chunks.len()
+        );
         texts.push(chunks[0].text.clone());
     }
     texts.sort();
@@ -71,16 +79,25 @@ async fn documents_are_added_replaced_and_deleted_and_old_versions_stay() {
     assert!(texts(&lakes).await.is_empty());
     let first = lake.commit(vec![bundle("a", "alpha", 3), bundle("b", "beta", 2)]).await.expect("commits");
     assert_eq!(first.applied, [Applied::Added, Applied::Added]);
-    assert_eq!(lake.commit(vec![bundle("a", "alpha", 3)]).await.expect("commits").applied, [Applied::Unchanged]);
+    assert_eq!(
+        lake.commit(vec![bundle("a", "alpha", 3)]).await.expect("commits").applied,
+        [Applied::Unchanged]
+    );
     let second = lake.commit(vec![bundle("a", "gamma", 1)]).await.expect("commits");
     assert_eq!(second.applied, [Applied::Replaced]);
     assert_eq!(texts(&lakes).await, ["beta 0", "gamma 0"]);
-    let gone = lake.commit(vec![DocumentChange::Delete { document_id: document_id("default", "b") }]).await.expect("commits");
+    let gone = lake
+        .commit(vec![DocumentChange::Delete { document_id: document_id("default", "b") }])
+        .await
+        .expect("commits");
     assert_eq!(gone.applied, [Applied::Deleted]);
     assert_eq!(texts(&lakes).await, ["gamma 0"]);
     let old = lake.snapshot(Some(AsOf::Version(first.version)), &Viewer::all()).await.expect("old version");
     assert_eq!(old.count(&DocumentFilter::default()), 2);
-    assert_eq!(old.text_search(&["alpha".to_owned()], 9, &DocumentFilter::default()).await.expect("searches").len(), 3);
+    assert_eq!(
+        old.text_search(&["alpha".to_owned()], 9, &DocumentFilter::default()).await.expect("searches").len(),
+        3
+    );
     let missing = lake.snapshot(Some(AsOf::Version(99)), &Viewer::all()).await.expect_err("refused");
     assert!(matches!(missing, LakeError::NoVersion { .. }));
     // Another process sees the same.
@@ -94,12 +111,18 @@ async fn vector_search_is_exact_and_refuses_other_dimensions() {
     let dir = tempfile::tempdir().expect("dir");
     let lakes = lakes(dir.path(), Failpoints::default());
     let lake = lakes.customer("default").expect("lake");
-    lake.commit(vec![bundle("a", "a", 1), bundle("b", "bb", 1), bundle("c", "ccc", 1)]).await.expect("commits");
+    lake.commit(vec![bundle("a", "a", 1), bundle("b", "bb", 1), bundle("c", "ccc", 1)])
+        .await
+        .expect("commits");
     let snapshot = lake.snapshot(None, &Viewer::all()).await.expect("snapshot");
-    let hits = snapshot.vector_search(&[2.0_f32.cos(), 2.0_f32.sin()], 3, &DocumentFilter::default()).await.expect("hits");
+    let hits = snapshot
+        .vector_search(&[2.0_f32.cos(), 2.0_f32.sin()], 3, &DocumentFilter::default())
+        .await
+        .expect("hits");
     assert_eq!(hits.iter().map(|hit| hit.document.name.as_str()).collect::<Vec<_>>(), ["b", "c", "a"]);
     assert!((hits[0].score - 1.0).abs() < 1e-6);
-    let filter = DocumentFilter { document_ids: vec![document_id("default", "c")], ..DocumentFilter::default() };
+    let filter =
+        DocumentFilter { document_ids: vec![document_id("default", "c")], ..DocumentFilter::default() };
     assert_eq!(snapshot.vector_search(&[1.0, 0.0], 3, &filter).await.expect("hits").len(), 1);
     assert!(matches!(
         snapshot.vector_search(&[1.0], 3, &DocumentFilter::default()).await,
@@ -118,7 +141,8 @@ async fn a_writer_that_stops_at_any_step_leaves_whole_documents_only() {
         let changes = vec![bundle("a", "omega", 2), bundle("c", "chi", 1)];
         bad.customer("default").expect("lake").commit(changes).await.expect_err("stops");
         let committed = step == FailStep::DocumentsCommitted;
-        let expected: &[&str] = if committed { &["beta 0", "chi 0", "omega 0"] } else { &["alpha 0", "beta 0"] };
+        let expected: &[&str] =
+            if committed { &["beta 0", "chi 0", "omega 0"] } else { &["alpha 0", "beta 0"] };
         assert_eq!(texts(&good).await, expected, "{step:?}");
         // The next writer repairs and goes on.
         lake.commit(vec![bundle("d", "delta", 1)]).await.expect("commits");
@@ -156,10 +180,17 @@ async fn a_viewer_sees_what_its_groups_may_see() {
     lake.commit(vec![DocumentChange::Put(secret), bundle("o", "open", 1)]).await.expect("commits");
     let count = async |viewer: Viewer| {
         let snapshot = lake.snapshot(None, &viewer).await.expect("snapshot");
-        let query = TableQuery { columns: vec![], filter: Some("ordinal = 0".to_owned()), limit: 9, offset: 0 };
-        let rows: usize =
-            snapshot.scan("general_chunks", &query).await.expect("scans").iter().map(RecordBatch::num_rows).sum();
-        let hits = snapshot.vector_search(&[1.0, 0.0], 9, &DocumentFilter::default()).await.expect("hits").len();
+        let query =
+            TableQuery { columns: vec![], filter: Some("ordinal = 0".to_owned()), limit: 9, offset: 0 };
+        let rows: usize = snapshot
+            .scan("general_chunks", &query)
+            .await
+            .expect("scans")
+            .iter()
+            .map(RecordBatch::num_rows)
+            .sum();
+        let hits =
+            snapshot.vector_search(&[1.0, 0.0], 9, &DocumentFilter::default()).await.expect("hits").len();
         assert_eq!(rows, hits);
         hits
     };

@@ -66,8 +66,10 @@ impl Vectors {
             .with_params(&params)
             .execute_uncommitted(vec![batch])
             .await?;
-        let dataset =
-            CommitBuilder::new(self.dataset.clone()).with_skip_auto_cleanup(true).execute(transaction).await?;
+        let dataset = CommitBuilder::new(self.dataset.clone())
+            .with_skip_auto_cleanup(true)
+            .execute(transaction)
+            .await?;
         self.dataset = Arc::new(dataset);
         Ok(())
     }
@@ -97,7 +99,8 @@ impl Vectors {
             .get_fragments()
             .iter()
             .map(|fragment| {
-                let deleted = fragment.metadata().deletion_file.as_ref().and_then(|file| file.num_deleted_rows);
+                let deleted =
+                    fragment.metadata().deletion_file.as_ref().and_then(|file| file.num_deleted_rows);
                 (fragment.id() as u64, deleted.unwrap_or(0))
             })
             .collect()
@@ -105,7 +108,8 @@ impl Vectors {
 
     /// Some columns of one fragment's live rows.
     pub(super) async fn fragment(&self, id: u64, columns: &[&str]) -> Result<Vec<RecordBatch>> {
-        let Some(fragment) = self.dataset.get_fragments().into_iter().find(|one| one.id() as u64 == id) else {
+        let Some(fragment) = self.dataset.get_fragments().into_iter().find(|one| one.id() as u64 == id)
+        else {
             return Ok(Vec::new());
         };
         let mut scanner = fragment.scan();
@@ -153,7 +157,8 @@ fn in_list(ids: &[String]) -> String {
 
 /// A string column's values.
 pub(super) fn strings(batch: &RecordBatch, name: &str) -> Vec<String> {
-    let column = batch.column_by_name(name).and_then(|column| arrow::compute::cast(column, &DataType::Utf8).ok());
+    let column =
+        batch.column_by_name(name).and_then(|column| arrow::compute::cast(column, &DataType::Utf8).ok());
     let Some(column) = column else { return Vec::new() };
     let Some(column) = column.as_any().downcast_ref::<arrow::array::StringArray>() else { return Vec::new() };
     column.iter().map(|value| value.unwrap_or_default().to_owned()).collect()

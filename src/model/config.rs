@@ -169,7 +169,11 @@ impl DecoderConfig {
     /// [`ModelError::UnsupportedConfig`].
     pub fn check(self) -> Result<DecoderConfig> {
         let refuse = |field, value: usize, expected: &str| {
-            Err(ModelError::UnsupportedConfig { field, value: value.to_string(), expected: expected.to_owned() })
+            Err(ModelError::UnsupportedConfig {
+                field,
+                value: value.to_string(),
+                expected: expected.to_owned(),
+            })
         };
         for (field, value) in [
             ("hidden_size", self.hidden),
@@ -185,7 +189,11 @@ impl DecoderConfig {
             }
         }
         if !self.heads.is_multiple_of(self.kv_heads) || self.heads / self.kv_heads > 24 {
-            return refuse("num_key_value_heads", self.kv_heads, "a divisor of num_attention_heads, at most 24 to one");
+            return refuse(
+                "num_key_value_heads",
+                self.kv_heads,
+                "a divisor of num_attention_heads, at most 24 to one",
+            );
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || self.head_dim > 256 {
             return refuse("head_dim", self.head_dim, "an even number up to 256");
@@ -205,7 +213,11 @@ impl EncoderConfig {
     /// # Errors
     /// [`ModelError::UnsupportedConfig`].
     pub fn check(self) -> Result<EncoderConfig> {
-        if self.hidden == 0 || self.heads == 0 || !self.hidden.is_multiple_of(self.heads) || self.hidden / self.heads > 256 {
+        if self.hidden == 0
+            || self.heads == 0
+            || !self.hidden.is_multiple_of(self.heads)
+            || self.hidden / self.heads > 256
+        {
             return Err(ModelError::UnsupportedConfig {
                 field: "num_attention_heads",
                 value: self.heads.to_string(),

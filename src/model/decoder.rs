@@ -4,8 +4,9 @@
 //! one code path. q, k and v are one product, gate and up another.
 
 use tarn_kernels::{
-    Buf, DType, EmbeddingTable, Exec, ExpertGroups, HeadLayout, Packed, PackedExperts, RopeTable, WeightData, Workspace,
-    embed_rows, expert_down, gated_up, matmul, pack, paged_attention, rms_norm, rope_kv_write, route_topk,
+    Buf, DType, EmbeddingTable, Exec, ExpertGroups, HeadLayout, Packed, PackedExperts, RopeTable, WeightData,
+    Workspace, embed_rows, expert_down, gated_up, matmul, pack, paged_attention, rms_norm, rope_kv_write,
+    route_topk,
 };
 
 use super::batch::{ForwardBatch, KvCache, KvSpec, Logits};
@@ -160,13 +161,35 @@ impl Decoder {
         embed_rows(exec, batch.input_ids, &self.embeddings, state.residual.head_mut(tokens)?)?;
         for (at, layer) in self.layers.iter().enumerate() {
             if at == 0 {
-                rms_norm(exec, state.residual.head(tokens)?, None, &layer.attention_norm, eps, state.x.head_mut(tokens)?)?;
+                rms_norm(
+                    exec,
+                    state.residual.head(tokens)?,
+                    None,
+                    &layer.attention_norm,
+                    eps,
+                    state.x.head_mut(tokens)?,
+                )?;
             } else {
                 let residual = Some(state.residual.head_mut(tokens)?);
-                rms_norm(exec, state.down.head(tokens)?, residual, &layer.attention_norm, eps, state.x.head_mut(tokens)?)?;
+                rms_norm(
+                    exec,
+                    state.down.head(tokens)?,
+                    residual,
+                    &layer.attention_norm,
+                    eps,
+                    state.x.head_mut(tokens)?,
+                )?;
             }
             let bias = layer.qkv_bias.as_deref();
-            matmul(exec, &mut state.ws, state.x.head(tokens)?, &layer.qkv, bias, state.qkv.head_mut(tokens)?, false)?;
+            matmul(
+                exec,
+                &mut state.ws,
+                state.x.head(tokens)?,
+                &layer.qkv,
+                bias,
+                state.qkv.head_mut(tokens)?,
+                false,
+            )?;
             rope_kv_write(
                 exec,
                 state.qkv.head_mut(tokens)?,
@@ -191,7 +214,14 @@ impl Decoder {
             let attended = state.attended.head(tokens)?;
             matmul(exec, &mut state.ws, attended, &layer.output, bias, state.down.head_mut(tokens)?, false)?;
             let residual = Some(state.residual.head_mut(tokens)?);
-            rms_norm(exec, state.down.head(tokens)?, residual, &layer.mlp_norm, eps, state.x.head_mut(tokens)?)?;
+            rms_norm(
+                exec,
+                state.down.head(tokens)?,
+                residual,
+                &layer.mlp_norm,
+                eps,
+                state.x.head_mut(tokens)?,
+            )?;
             layer.mlp(exec, state, tokens, self.config.moe.map_or(1, |moe| moe.top_k))?;
         }
         // Only the rows that are asked for go through the last norm and the head.
@@ -206,7 +236,15 @@ impl Decoder {
         }
         if rows > 0 {
             rms_norm(exec, state.rows.head(rows)?, None, &self.norm, eps, state.x.head_mut(rows)?)?;
-            matmul(exec, &mut state.ws, state.x.head(rows)?, &self.head, None, state.logits.head_mut(rows)?, false)?;
+            matmul(
+                exec,
+                &mut state.ws,
+                state.x.head(rows)?,
+                &self.head,
+                None,
+                state.logits.head_mut(rows)?,
+                false,
+            )?;
         }
         Ok(Logits { view: state.logits.head(rows)? })
     }
@@ -231,7 +269,11 @@ impl Layer {
         let q = rotary("self_attn.q_proj.weight", q_rows, config.heads)?;
         let k = rotary("self_attn.k_proj.weight", kv_rows, config.kv_heads)?;
         let v = tensors.get(&name("self_attn.v_proj.weight"), &[kv_rows, hidden])?;
-        let qkv = pack::dense_rows(&[(q.data(), q_rows), (k.data(), kv_rows), (v.data(), kv_rows)], hidden, target)?;
+        let qkv = pack::dense_rows(
+            &[(q.data(), q_rows), (k.data(), kv_rows), (v.data(), kv_rows)],
+            hidden,
+            target,
+        )?;
         let output = tensors.get(&name("self_attn.o_proj.weight"), &[hidden, q_rows])?;
         let (qkv_bias, output_bias) = if config.attention_bias {
             let mut all = tensors.vector(&name("self_attn.q_proj.bias"), q_rows)?;
@@ -305,7 +347,12 @@ impl Layer {
 type MlpTensors<'a> = (Option<Elements<'a>>, Vec<Elements<'a>>, Vec<Elements<'a>>, Vec<Elements<'a>>);
 
 /// Router, and w1, w3, w2 of each expert (of the one, for a dense MLP).
-fn mlp_tensors<'a>(config: &DecoderConfig, tensors: &'a Tensors<'_>, names: &Names, at: usize) -> Result<MlpTensors<'a>> {
+fn mlp_tensors<'a>(
+    config: &DecoderConfig,
+    tensors: &'a Tensors<'_>,
+    names: &Names,
+    at: usize,
+) -> Result<MlpTensors<'a>> {
     let (hidden, inner) = (config.hidden, config.intermediate);
     let name = |part: &str| format!("model.layers.{at}.{part}");
     let Some(moe) = config.moe else {
@@ -322,12 +369,17 @@ fn mlp_tensors<'a>(config: &DecoderConfig, tensors: &'a Tensors<'_>, names: &Nam
         (0..moe.experts)
             .map(|expert| {
                 if !names.gguf {
-                    return tensors.get(&name(&format!("block_sparse_moe.experts.{expert}.{hf}.weight")), shape);
+                    return tensors
+                        .get(&name(&format!("block_sparse_moe.experts.{expert}.{hf}.weight")), shape);
                 }
                 let (merged, split) =
                     (format!("blk.{at}.{gguf}_exps.weight"), format!("blk.{at}.{gguf}.{expert}.weight"));
                 let found = tensors.first(&[&merged, &split])?;
-                if found == merged { tensors.part(&merged, expert, moe.experts, shape) } else { tensors.get(&split, shape) }
+                if found == merged {
+                    tensors.part(&merged, expert, moe.experts, shape)
+                } else {
+                    tensors.get(&split, shape)
+                }
             })
             .collect()
     };

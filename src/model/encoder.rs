@@ -1,8 +1,8 @@
 //! BERT and XLM-R: one forward pass over sequences packed without padding.
 
 use tarn_kernels::{
-    Buf, DType, EmbeddingTable, Exec, GeluKind, Packed, ViewMut, Workspace, embed_rows, encoder_attention, gelu,
-    layer_norm, matmul, pack, pool,
+    Buf, DType, EmbeddingTable, Exec, GeluKind, Packed, ViewMut, Workspace, embed_rows, encoder_attention,
+    gelu, layer_norm, matmul, pack, pool,
 };
 
 use super::config::{Activation, EncoderConfig, ModelConfig, PositionStyle};
@@ -96,7 +96,8 @@ impl Encoder {
         for at in 0..config.layers {
             let name = |part: &str| format!("encoder.layer.{at}.{part}");
             let part = |part: &str| -> Result<_> {
-                let weight = tensors.get(&name(&format!("attention.self.{part}.weight")), &[hidden, hidden])?;
+                let weight =
+                    tensors.get(&name(&format!("attention.self.{part}.weight")), &[hidden, hidden])?;
                 Ok((weight, tensors.vector(&name(&format!("attention.self.{part}.bias")), hidden)?))
             };
             let (q, k, v) = (part("query")?, part("key")?, part("value")?);
@@ -121,7 +122,9 @@ impl Encoder {
         Ok(Encoder {
             words: table("word_embeddings", config.vocab)?,
             positions: table("position_embeddings", config.position_rows)?,
-            types: (config.type_rows > 0).then(|| table("token_type_embeddings", config.type_rows)).transpose()?,
+            types: (config.type_rows > 0)
+                .then(|| table("token_type_embeddings", config.type_rows))
+                .transpose()?,
             norm: norm("embeddings.LayerNorm")?,
             state: State::new(config, max_tokens)?,
             config: config.clone(),
@@ -173,7 +176,15 @@ impl Encoder {
             add(state.extra.as_f32()?, state.x.as_f32_mut()?, tokens * config.hidden);
         }
         let norm = &self.norm;
-        layer_norm(exec, state.x.head(tokens)?, None, &norm.weight, &norm.bias, config.eps, state.extra.head_mut(tokens)?)?;
+        layer_norm(
+            exec,
+            state.x.head(tokens)?,
+            None,
+            &norm.weight,
+            &norm.bias,
+            config.eps,
+            state.extra.head_mut(tokens)?,
+        )?;
         std::mem::swap(&mut state.x, &mut state.extra);
         for layer in &self.layers {
             layer.forward(exec, config, state, tokens, cu_seqlens)?;
@@ -195,7 +206,10 @@ impl Encoder {
         }
         for pair in cu_seqlens.windows(2) {
             if pair[1] < pair[0] || (pair[1] - pair[0]) as usize > self.config.max_tokens {
-                return wrong(format!("a sequence of {}..{}, at most {} tokens", pair[0], pair[1], self.config.max_tokens));
+                return wrong(format!(
+                    "a sequence of {}..{}, at most {} tokens",
+                    pair[0], pair[1], self.config.max_tokens
+                ));
             }
         }
         if cu_seqlens.len() - 1 > self.max_tokens {
@@ -221,14 +235,30 @@ impl Layer {
         let head_dim = config.hidden / config.heads;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let State { x, extra, qkv, attended, inner, ws, .. } = state;
-        matmul(exec, ws, x.head(tokens)?, &self.qkv.weight, Some(&self.qkv.bias), qkv.head_mut(tokens)?, false)?;
+        matmul(
+            exec,
+            ws,
+            x.head(tokens)?,
+            &self.qkv.weight,
+            Some(&self.qkv.bias),
+            qkv.head_mut(tokens)?,
+            false,
+        )?;
         let out = attended.head_mut(tokens)?;
         encoder_attention(exec, ws, qkv.head(tokens)?, config.heads, head_dim, cu_seqlens, scale, out)?;
         let bias = Some(&self.output.bias[..]);
         matmul(exec, ws, attended.head(tokens)?, &self.output.weight, bias, extra.head_mut(tokens)?, false)?;
         let norm = &self.attention_norm;
         let out = attended.head_mut(tokens)?;
-        layer_norm(exec, extra.head(tokens)?, Some(x.head(tokens)?), &norm.weight, &norm.bias, config.eps, out)?;
+        layer_norm(
+            exec,
+            extra.head(tokens)?,
+            Some(x.head(tokens)?),
+            &norm.weight,
+            &norm.bias,
+            config.eps,
+            out,
+        )?;
         let bias = Some(&self.up.bias[..]);
         matmul(exec, ws, attended.head(tokens)?, &self.up.weight, bias, inner.head_mut(tokens)?, false)?;
         let kind = match config.activation {
@@ -241,7 +271,15 @@ impl Layer {
         matmul(exec, ws, inner.head(tokens)?, &self.down.weight, bias, extra.head_mut(tokens)?, false)?;
         let norm = &self.mlp_norm;
         let out = x.head_mut(tokens)?;
-        layer_norm(exec, extra.head(tokens)?, Some(attended.head(tokens)?), &norm.weight, &norm.bias, config.eps, out)?;
+        layer_norm(
+            exec,
+            extra.head(tokens)?,
+            Some(attended.head(tokens)?),
+            &norm.weight,
+            &norm.bias,
+            config.eps,
+            out,
+        )?;
         Ok(())
     }
 }
@@ -258,7 +296,11 @@ impl State {
             inner: buf(config.intermediate)?,
             position_ids: vec![0; tokens],
             zeros: vec![0; tokens],
-            ws: Workspace::new(tokens, widest)?.with_encoder_attention(tokens, tokens.min(1024), config.hidden)?,
+            ws: Workspace::new(tokens, widest)?.with_encoder_attention(
+                tokens,
+                tokens.min(1024),
+                config.hidden,
+            )?,
         })
     }
 }

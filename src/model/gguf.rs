@@ -55,19 +55,43 @@ pub(super) struct GgufFile {
 /// ggml's names of types, for messages.
 fn type_name(kind: u32) -> String {
     let known = [
-        (6, "Q5_0"), (7, "Q5_1"), (9, "Q8_1"), (10, "Q2_K"), (11, "Q3_K"), (13, "Q5_K"), (15, "Q8_K"), (16, "IQ2_XXS"),
-        (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (20, "IQ4_NL"), (21, "IQ3_S"), (22, "IQ2_S"), (23, "IQ4_XS"),
-        (24, "I8"), (25, "I16"), (26, "I32"), (27, "I64"), (28, "F64"), (29, "IQ1_M"), (34, "TQ1_0"), (35, "TQ2_0"),
+        (6, "Q5_0"),
+        (7, "Q5_1"),
+        (9, "Q8_1"),
+        (10, "Q2_K"),
+        (11, "Q3_K"),
+        (13, "Q5_K"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
         (39, "MXFP4"),
     ];
-    known.iter().find(|(id, _)| *id == kind).map_or_else(|| format!("number {kind}"), |(_, name)| (*name).to_owned())
+    known
+        .iter()
+        .find(|(id, _)| *id == kind)
+        .map_or_else(|| format!("number {kind}"), |(_, name)| (*name).to_owned())
 }
 
 impl GgufFile {
     pub(super) fn open(path: &Path) -> Result<GgufFile> {
-        let map = MappedFile::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
-        let (metadata, tensors) = parse(map.bytes())
-            .map_err(|message| ModelError::Gguf { path: path.to_owned(), message })?;
+        let map =
+            MappedFile::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        let (metadata, tensors) =
+            parse(map.bytes()).map_err(|message| ModelError::Gguf { path: path.to_owned(), message })?;
         Ok(GgufFile { path: path.to_owned(), metadata, tensors, map })
     }
 
@@ -112,11 +136,16 @@ impl GgufFile {
         let head_dim = self.number("attention.key_length").unwrap_or(hidden / heads.max(1));
         let max_positions = self.need("context_length")?;
         let moe = match self.number("expert_count") {
-            Some(experts) if experts > 0 => Some(MoeConfig { experts, top_k: self.need("expert_used_count")? }),
+            Some(experts) if experts > 0 => {
+                Some(MoeConfig { experts, top_k: self.need("expert_used_count")? })
+            }
             _ => None,
         };
         let Some(embedding) = self.tensors.get("token_embd.weight") else {
-            return Err(ModelError::MissingTensor { name: "token_embd.weight".to_owned(), path: self.path.clone() });
+            return Err(ModelError::MissingTensor {
+                name: "token_embd.weight".to_owned(),
+                path: self.path.clone(),
+            });
         };
         let scaling = self.rope_scaling(max_positions)?;
         let config = DecoderConfig {
@@ -179,7 +208,9 @@ fn parse(bytes: &[u8]) -> std::result::Result<Parsed, Refusal> {
     reader.u32()?;
     let version = reader.u32()?;
     if !(2..=3).contains(&version) {
-        return Err(format!("GGUF version {version} is not supported (2 and 3 are; big-endian files are not)"));
+        return Err(format!(
+            "GGUF version {version} is not supported (2 and 3 are; big-endian files are not)"
+        ));
     }
     let (tensor_count, value_count) = (reader.u64()?, reader.u64()?);
     let mut metadata = HashMap::new();
@@ -205,9 +236,11 @@ fn parse(bytes: &[u8]) -> std::result::Result<Parsed, Refusal> {
     }
     let alignment = match metadata.get("general.alignment") {
         None => 32,
-        Some(value) => value.as_usize().filter(|a| a.is_power_of_two() && *a >= 8 && *a <= 1 << 20).ok_or_else(|| {
-            format!("`general.alignment` is {value:?}, but must be a power of two from 8 to 1048576")
-        })?,
+        Some(value) => {
+            value.as_usize().filter(|a| a.is_power_of_two() && *a >= 8 && *a <= 1 << 20).ok_or_else(|| {
+                format!("`general.alignment` is {value:?}, but must be a power of two from 8 to 1048576")
+            })?
+        }
     };
     let data = reader.position().next_multiple_of(alignment);
     let mut tensors = HashMap::new();
@@ -251,7 +284,9 @@ fn place(
     let bytes = kind
         .row_bytes(columns)
         .ok_or_else(|| format!("tensor `{name}` has rows of {columns}, no whole number of its blocks"))?;
-    let size = rows.and_then(|rows| rows.checked_mul(bytes)).ok_or_else(|| format!("tensor `{name}` is too large"))?;
+    let size = rows
+        .and_then(|rows| rows.checked_mul(bytes))
+        .ok_or_else(|| format!("tensor `{name}` is too large"))?;
     if !offset.is_multiple_of(alignment as u64) {
         return Err(format!("tensor `{name}` is at offset {offset}, which is not aligned to {alignment}"));
     }

@@ -64,7 +64,8 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], Refusal> {
         let end = self.at.checked_add(len).filter(|end| *end <= self.bytes.len());
-        let end = end.ok_or_else(|| format!("the header ends early, at byte {}: the file is truncated", self.at))?;
+        let end =
+            end.ok_or_else(|| format!("the header ends early, at byte {}: the file is truncated", self.at))?;
         let taken = &self.bytes[self.at..end];
         self.at = end;
         Ok(taken)

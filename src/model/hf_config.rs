@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::{
-    Activation, DecoderConfig, EncoderConfig, MoeConfig, ModelConfig, PositionStyle, RopeConfig, RopeScaling,
+    Activation, DecoderConfig, EncoderConfig, ModelConfig, MoeConfig, PositionStyle, RopeConfig, RopeScaling,
 };
 use super::error::{ModelError, Result};
 
@@ -44,9 +44,8 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
         .ok_or_else(|| ModelError::MissingField { field: "architectures".to_owned() })?
         .to_owned();
     match architecture.as_str() {
-        "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" | "llama" | "mistral" | "mixtral" => {
-            decoder(&json, architecture)?.check().map(ModelConfig::Decoder)
-        }
+        "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" | "llama" | "mistral"
+        | "mixtral" => decoder(&json, architecture)?.check().map(ModelConfig::Decoder),
         name if name.starts_with("Bert") || name == "bert" => {
             encoder(dir, &json, architecture, PositionStyle::Absolute)?.check().map(ModelConfig::Encoder)
         }
@@ -117,9 +116,11 @@ fn rope(json: &Value, max_positions: usize) -> Result<RopeConfig> {
         .or_else(|| float(json, "rope_theta"))
         .unwrap_or(10_000.0);
     let Some(scaling) = scaling else { return Ok(RopeConfig { theta, scaling: RopeScaling::Default }) };
-    let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str).unwrap_or("default");
+    let kind =
+        scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str).unwrap_or("default");
     let factor = || {
-        float(scaling, "factor").ok_or_else(|| ModelError::MissingField { field: "rope_scaling.factor".to_owned() })
+        float(scaling, "factor")
+            .ok_or_else(|| ModelError::MissingField { field: "rope_scaling.factor".to_owned() })
     };
     let original = number(scaling, "original_max_position_embeddings")
         .or_else(|| number(json, "original_max_position_embeddings"))
@@ -153,7 +154,12 @@ fn rope(json: &Value, max_positions: usize) -> Result<RopeConfig> {
     Ok(RopeConfig { theta, scaling })
 }
 
-fn encoder(dir: &Path, json: &Value, architecture: String, positions: PositionStyle) -> Result<EncoderConfig> {
+fn encoder(
+    dir: &Path,
+    json: &Value,
+    architecture: String,
+    positions: PositionStyle,
+) -> Result<EncoderConfig> {
     let activation = match json.get("hidden_act").and_then(Value::as_str).unwrap_or("gelu") {
         "gelu" => Activation::GeluErf,
         "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Activation::GeluTanh,
@@ -181,10 +187,14 @@ fn encoder(dir: &Path, json: &Value, architecture: String, positions: PositionSt
         PositionStyle::Offset(offset) => position_rows.saturating_sub(offset),
     };
     let sentence = read_json_if_there(&dir.join("sentence_bert_config.json"))?;
-    let max_tokens =
-        sentence.as_ref().and_then(|json| number(json, "max_seq_length")).map_or(longest, |max| max.min(longest));
+    let max_tokens = sentence
+        .as_ref()
+        .and_then(|json| number(json, "max_seq_length"))
+        .map_or(longest, |max| max.min(longest));
     let pooling = read_json_if_there(&dir.join("1_Pooling/config.json"))?;
-    let on = |field: &str| pooling.as_ref().and_then(|json| json.get(field)).and_then(Value::as_bool) == Some(true);
+    let on = |field: &str| {
+        pooling.as_ref().and_then(|json| json.get(field)).and_then(Value::as_bool) == Some(true)
+    };
     let pooling = if on("pooling_mode_cls_token") {
         tarn_kernels::Pooling::Cls
     } else if on("pooling_mode_lasttoken") {

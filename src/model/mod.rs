@@ -17,7 +17,9 @@ mod source;
 mod weights;
 
 pub use batch::{ForwardBatch, KvCache, KvSpec, Logits};
-pub use config::{Activation, DecoderConfig, EncoderConfig, MoeConfig, ModelConfig, PositionStyle, RopeConfig, RopeScaling};
+pub use config::{
+    Activation, DecoderConfig, EncoderConfig, ModelConfig, MoeConfig, PositionStyle, RopeConfig, RopeScaling,
+};
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::ModelError;

@@ -113,7 +113,11 @@ impl ModelSource {
         if path.is_dir() {
             if path.join("config.json").is_file() {
                 let config = read(path)?;
-                return Ok(ModelSource { path: path.to_owned(), config, files: Files::Folder(path.to_owned()) });
+                return Ok(ModelSource {
+                    path: path.to_owned(),
+                    config,
+                    files: Files::Folder(path.to_owned()),
+                });
             }
             let mut ggufs: Vec<PathBuf> = std::fs::read_dir(path)
                 .map_err(|source| ModelError::Io { path: path.to_owned(), source })?
@@ -187,7 +191,8 @@ impl ModelSource {
                         let json = read_json(&path)?;
                         return Ok(json.get("chat_template").and_then(Value::as_str).map(str::to_owned));
                     }
-                    let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Io { path, source })?;
+                    let text =
+                        std::fs::read_to_string(&path).map_err(|source| ModelError::Io { path, source })?;
                     return Ok(Some(text));
                 }
                 let config = read_json_if_there(&dir.join("tokenizer_config.json"))?;
@@ -202,9 +207,11 @@ impl ModelSource {
                     _ => None,
                 }))
             }
-            Files::Gguf(file) => {
-                Ok(file.metadata.get("tokenizer.chat_template").and_then(GgufValue::as_str).map(str::to_owned))
-            }
+            Files::Gguf(file) => Ok(file
+                .metadata
+                .get("tokenizer.chat_template")
+                .and_then(GgufValue::as_str)
+                .map(str::to_owned)),
         }
     }
 
@@ -219,7 +226,9 @@ impl ModelSource {
                 let config = read_json(&dir.join("config.json"))?;
                 let from = |json: &Value| match json.get("eos_token_id") {
                     Some(Value::Number(id)) => id.as_u64().map(|id| vec![id as u32]),
-                    Some(Value::Array(ids)) => Some(ids.iter().filter_map(|id| id.as_u64().map(|id| id as u32)).collect()),
+                    Some(Value::Array(ids)) => {
+                        Some(ids.iter().filter_map(|id| id.as_u64().map(|id| id as u32)).collect())
+                    }
                     _ => None,
                 };
                 let eos = json.as_ref().and_then(from).or_else(|| from(&config)).unwrap_or_default();
@@ -234,7 +243,10 @@ impl ModelSource {
             Files::Gguf(file) => {
                 let id = |key: &str| file.metadata.get(key)?.as_usize().map(|id| id as u32);
                 let eos = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"];
-                Ok(GenerationConfig { eos: eos.iter().filter_map(|key| id(key)).collect(), ..Default::default() })
+                Ok(GenerationConfig {
+                    eos: eos.iter().filter_map(|key| id(key)).collect(),
+                    ..Default::default()
+                })
             }
         }
     }

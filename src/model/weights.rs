@@ -214,7 +214,9 @@ fn floats<'b>(name: &str, dtype: &str, bytes: &'b [u8]) -> Result<Elements<'b>> 
 
 /// Values of a counter hash over the tensor's name: the same in every process, spread over about ±0.05.
 fn dummy(name: &str, shape: &[usize]) -> Vec<bf16> {
-    let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     (0..shape.iter().product::<usize>() as u64)
         .map(|at| {
             let mut z = at.wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -250,7 +252,8 @@ impl SafetensorFiles {
     }
 
     fn add(&mut self, path: &Path) -> Result<()> {
-        let map = MappedFile::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
+        let map =
+            MappedFile::open(path).map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
         let refuse = |message: String| ModelError::Json { path: path.to_owned(), message };
         let parsed = safetensors::SafeTensors::read_metadata(map.bytes())
             .map_err(|err| refuse(format!("damaged or truncated safetensors header ({err})")))?;
@@ -304,9 +307,8 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         });
     }
     let json = read_json(&index)?;
-    let map = json.get("weight_map").and_then(serde_json::Value::as_object).ok_or_else(|| ModelError::Json {
-        path: index.clone(),
-        message: "it has no `weight_map`".to_owned(),
+    let map = json.get("weight_map").and_then(serde_json::Value::as_object).ok_or_else(|| {
+        ModelError::Json { path: index.clone(), message: "it has no `weight_map`".to_owned() }
     })?;
     let mut names: Vec<&str> = map.values().filter_map(serde_json::Value::as_str).collect();
     names.sort_unstable();
@@ -318,7 +320,9 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
             if name.contains("..") || Path::new(name).is_absolute() || !path.is_file() {
                 return Err(ModelError::Json {
                     path: index.clone(),
-                    message: format!("it names the shard `{name}`, which is not there: the download may be incomplete"),
+                    message: format!(
+                        "it names the shard `{name}`, which is not there: the download may be incomplete"
+                    ),
                 });
             }
             Ok(path)

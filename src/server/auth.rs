@@ -6,17 +6,23 @@ use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 
-use super::error::ApiError;
 use super::AppState;
+use super::error::ApiError;
 
 /// Refuses requests without a valid key, where keys are set.
-pub(super) async fn check(State(state): State<AppState>, request: Request, next: Next) -> Result<Response, ApiError> {
+pub(super) async fn check(
+    State(state): State<AppState>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     if !state.api_keys.is_empty() {
-        let given = request.headers().get("authorization").and_then(|value| value.to_str().ok()).unwrap_or("");
+        let given =
+            request.headers().get("authorization").and_then(|value| value.to_str().ok()).unwrap_or("");
         let given = Sha256::digest(given.strip_prefix("Bearer ").unwrap_or("").as_bytes());
         // Digests have one length and all keys are compared, so the time says nothing about a key.
         let known = state.api_keys.iter().fold(false, |known, key| {
-            let difference = Sha256::digest(key.as_bytes()).iter().zip(given.iter()).fold(0, |d, (a, b)| d | (a ^ b));
+            let difference =
+                Sha256::digest(key.as_bytes()).iter().zip(given.iter()).fold(0, |d, (a, b)| d | (a ^ b));
             known | (difference == 0)
         });
         if !known {
@@ -40,7 +46,8 @@ impl FromRequestParts<AppState> for Customer {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Customer, ApiError> {
         let named = Query::<Named>::try_from_uri(&parts.uri).ok().and_then(|query| query.0.customer_id);
-        let header = parts.headers.get("x-customer-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let header =
+            parts.headers.get("x-customer-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
         let customer = named.or(header).unwrap_or_else(|| "default".to_owned());
         state.lakes.customer(&customer)?;
         Ok(Customer(customer))

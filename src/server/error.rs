@@ -57,7 +57,9 @@ impl ApiError {
         ApiError {
             param: Some("model".to_owned()),
             code: Some("model_not_found"),
-            ..ApiError::not_found(format!("the model `{name}` does not exist; GET /v1/models lists those that do"))
+            ..ApiError::not_found(format!(
+                "the model `{name}` does not exist; GET /v1/models lists those that do"
+            ))
         }
     }
 
@@ -79,7 +81,10 @@ impl ApiError {
     /// 500: the cause is logged, the client is told nothing of it.
     pub fn internal(cause: &(impl std::fmt::Display + ?Sized)) -> ApiError {
         tracing::error!(%cause, "request failed");
-        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed on this request; its log says why")
+        ApiError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the server failed on this request; its log says why",
+        )
     }
 
     /// The body, also for an event of a stream.
@@ -156,10 +161,14 @@ impl From<LakeError> for ApiError {
         let message = error.to_string();
         match error {
             LakeError::Customer(_) => ApiError::invalid("customer_id", message),
-            LakeError::NoVersion { .. } => ApiError { param: Some("as_of".to_owned()), ..ApiError::new(StatusCode::GONE, message) },
+            LakeError::NoVersion { .. } => {
+                ApiError { param: Some("as_of".to_owned()), ..ApiError::new(StatusCode::GONE, message) }
+            }
             LakeError::NoTable(_) => ApiError::not_found(message),
             LakeError::Query(_) => ApiError::bad_request(message),
-            LakeError::Dimension { .. } | LakeError::Embedder { .. } => ApiError::new(StatusCode::CONFLICT, message),
+            LakeError::Dimension { .. } | LakeError::Embedder { .. } => {
+                ApiError::new(StatusCode::CONFLICT, message)
+            }
             error => ApiError::internal(&error),
         }
     }
@@ -172,7 +181,9 @@ impl From<RagError> for ApiError {
             RagError::EmptyQuery => ApiError::invalid("query", message),
             RagError::EmbedderMismatch { .. } => ApiError::new(StatusCode::CONFLICT, message),
             RagError::NoGenerator => ApiError::invalid("generate", message),
-            RagError::NoRoom { .. } => ApiError { code: Some("context_length_exceeded"), ..ApiError::bad_request(message) },
+            RagError::NoRoom { .. } => {
+                ApiError { code: Some("context_length_exceeded"), ..ApiError::bad_request(message) }
+            }
             RagError::Lake(error) => error.into(),
             RagError::Embed(error) => error.into(),
             RagError::Generate(error) => error.into(),
@@ -213,7 +224,10 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 let said = said.rsplit_once("target type: ").map_or(said.as_str(), |(_, rest)| rest);
                 // serde_path_to_error puts the path before the first colon.
                 let param = said.split_once(": ").map(|(path, _)| path).filter(|path| !path.contains(' '));
-                Err(ApiError { param: param.map(str::to_owned), ..ApiError::bad_request(format!("the body is not valid: {said}")) })
+                Err(ApiError {
+                    param: param.map(str::to_owned),
+                    ..ApiError::bad_request(format!("the body is not valid: {said}"))
+                })
             }
         }
     }

@@ -18,9 +18,9 @@ pub(super) fn as_of(text: &str) -> Result<AsOf, ApiError> {
     if let Ok(version) = text.parse() {
         return Ok(AsOf::Version(version));
     }
-    chrono::DateTime::parse_from_rfc3339(text)
-        .map(|time| AsOf::Time(time.to_utc()))
-        .map_err(|_| ApiError::invalid("as_of", format!("as_of is `{text}`, but must be a version or an RFC 3339 time")))
+    chrono::DateTime::parse_from_rfc3339(text).map(|time| AsOf::Time(time.to_utc())).map_err(|_| {
+        ApiError::invalid("as_of", format!("as_of is `{text}`, but must be a version or an RFC 3339 time"))
+    })
 }
 
 async fn open(state: &AppState, customer: &str, at: Option<&str>) -> Result<Snapshot, ApiError> {
@@ -94,7 +94,8 @@ pub(super) async fn content(
     let document = open(&state, &customer, None).await?.document(&id).ok_or_else(|| no_document(&id))?;
     let lake = state.lakes.customer(&customer)?;
     let path = document.original.as_deref().and_then(|original| lake.original(original));
-    let path = path.ok_or_else(|| ApiError::not_found("the document's bytes are kept with its archive, not alone"))?;
+    let path =
+        path.ok_or_else(|| ApiError::not_found("the document's bytes are kept with its archive, not alone"))?;
     let file = tokio::fs::File::open(path).await.map_err(|error| ApiError::internal(&error))?;
     let media_type = document.media_type.unwrap_or_else(|| "application/octet-stream".to_owned());
     // Uploaded bytes are never shown as a page of this server.
@@ -115,26 +116,39 @@ pub(super) async fn chunk(
     chunk.map(|chunk| Json(json!(chunk))).ok_or_else(|| ApiError::not_found("there is no such chunk"))
 }
 
-pub(super) async fn stats(State(state): State<AppState>, Customer(customer): Customer) -> Result<Json<Value>, ApiError> {
+pub(super) async fn stats(
+    State(state): State<AppState>,
+    Customer(customer): Customer,
+) -> Result<Json<Value>, ApiError> {
     let lake = state.lakes.customer(&customer)?;
     lake.snapshot(None, &Viewer::all()).await?;
     let stats = lake.stats();
     let mb = (stats.total_bytes as f64 / 1e6 * 100.0).round() / 100.0;
     let there = usize::from(stats.version >= 0);
-    Ok(Json(json!({"delta_tables": 2 * there, "lance_datasets": usize::from(stats.vectors > 0), "total_size_mb": mb,
-        "documents": stats.documents, "chunks": stats.chunks, "vectors": stats.vectors, "version": stats.version})))
+    Ok(Json(
+        json!({"delta_tables": 2 * there, "lance_datasets": usize::from(stats.vectors > 0), "total_size_mb": mb,
+        "documents": stats.documents, "chunks": stats.chunks, "vectors": stats.vectors, "version": stats.version}),
+    ))
 }
 
-pub(super) async fn tables(State(state): State<AppState>, Customer(customer): Customer) -> Result<Json<Value>, ApiError> {
+pub(super) async fn tables(
+    State(state): State<AppState>,
+    Customer(customer): Customer,
+) -> Result<Json<Value>, ApiError> {
     let snapshot = open(&state, &customer, None).await?;
     let pins = snapshot.pins();
     Ok(Json(json!({"tables": ["general_documents", "general_chunks"], "versions": {
         "general_documents": pins.general_documents, "general_chunks": pins.general_chunks}})))
 }
 
-pub(super) async fn datasets(State(state): State<AppState>, Customer(customer): Customer) -> Result<Json<Value>, ApiError> {
+pub(super) async fn datasets(
+    State(state): State<AppState>,
+    Customer(customer): Customer,
+) -> Result<Json<Value>, ApiError> {
     let snapshot = open(&state, &customer, None).await?;
-    Ok(Json(json!({"datasets": ["embeddings.lance"], "versions": {"embeddings.lance": snapshot.pins().embeddings}})))
+    Ok(Json(
+        json!({"datasets": ["embeddings.lance"], "versions": {"embeddings.lance": snapshot.pins().embeddings}}),
+    ))
 }
 
 pub(super) async fn schema(
@@ -167,7 +181,8 @@ pub(super) async fn query(
     Query(rows): Query<Rows>,
 ) -> Result<Json<Value>, ApiError> {
     let snapshot = open(&state, &customer, rows.version.as_deref()).await?;
-    let columns = rows.columns.as_deref().unwrap_or("").split(',').map(str::trim).filter(|name| !name.is_empty());
+    let columns =
+        rows.columns.as_deref().unwrap_or("").split(',').map(str::trim).filter(|name| !name.is_empty());
     let query = TableQuery {
         columns: columns.map(str::to_owned).collect(),
         filter: rows.filter,

@@ -95,7 +95,9 @@ pub fn router(state: AppState) -> Router {
         .merge(guarded)
         .fallback(|| async { ApiError::not_found("there is no such path; GET /openapi.json lists all") })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
-        .layer(tower_http::catch_panic::CatchPanicLayer::custom(|_| ApiError::internal("a handler panicked").into_response()))
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(|_| {
+            ApiError::internal("a handler panicked").into_response()
+        }))
         .layer(from_fn_with_state(state.clone(), observe))
         .with_state(state)
 }

@@ -12,8 +12,20 @@ pub(super) const OPERATIONS: &[(&str, &str, &str, bool, &[u16])] = &[
     ("/v1/embeddings", "post", "Vectors of texts", true, &[400, 401, 404, 413, 415, 503]),
     ("/tokenize", "post", "Token ids of a text or a conversation", true, &[400, 401, 404, 413, 415]),
     ("/detokenize", "post", "The text of token ids", true, &[400, 401, 404, 413, 415]),
-    ("/v1/rag/query", "post", "Retrieve, answer and cite", true, &[400, 401, 404, 409, 410, 413, 415, 429, 503]),
-    ("/api/upload/files", "post", "Upload documents (multipart field `files`); 202 with a job", false, &[202, 400, 401, 413]),
+    (
+        "/v1/rag/query",
+        "post",
+        "Retrieve, answer and cite",
+        true,
+        &[400, 401, 404, 409, 410, 413, 415, 429, 503],
+    ),
+    (
+        "/api/upload/files",
+        "post",
+        "Upload documents (multipart field `files`); 202 with a job",
+        false,
+        &[202, 400, 401, 413],
+    ),
     ("/api/jobs/{id}", "get", "How far a job is", false, &[400, 401, 404]),
     ("/api/documents", "get", "Documents, newest first", false, &[400, 401, 410]),
     ("/api/documents/{id}", "get", "One document", false, &[400, 401, 404]),
@@ -44,11 +56,13 @@ pub(super) async fn document() -> Json<Value> {
             responses.insert(status.to_string(), response);
         }
         let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-        let parameters: Vec<Value> =
-            names.map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}})).collect();
+        let parameters: Vec<Value> = names
+            .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+            .collect();
         let mut operation = json!({"summary": summary, "parameters": parameters, "responses": responses});
         if *takes_body {
-            operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": {"type": "object"}}}});
+            operation["requestBody"] =
+                json!({"required": true, "content": {"application/json": {"schema": {"type": "object"}}}});
         }
         let entry = paths.entry((*path).to_owned()).or_insert_with(|| json!({}));
         entry[*method] = operation;

@@ -46,7 +46,8 @@ pub(super) async fn metrics(State(state): State<AppState>) -> impl IntoResponse 
         gauge("num_requests_running", stats.running as f64);
         gauge("num_requests_waiting", stats.waiting as f64);
         gauge("kv_cache_usage_perc", stats.blocks_used as f64 / stats.blocks_total.max(1) as f64);
-        let mut counter = |name, value: u64| samples.push(EngineSample { name, kind: "counter", value: value as f64 });
+        let mut counter =
+            |name, value: u64| samples.push(EngineSample { name, kind: "counter", value: value as f64 });
         counter("prompt_tokens_total", stats.prompt_tokens);
         counter("generation_tokens_total", stats.generation_tokens);
         counter("prefix_cache_queries_total", stats.prefix_queries);

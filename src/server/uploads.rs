@@ -17,7 +17,8 @@ pub(super) async fn upload(
     Customer(customer): Customer,
     form: Result<Multipart, axum::extract::multipart::MultipartRejection>,
 ) -> Result<Response, ApiError> {
-    let mut form = form.map_err(|error| ApiError::bad_request(format!("send multipart/form-data: {error}")))?;
+    let mut form =
+        form.map_err(|error| ApiError::bad_request(format!("send multipart/form-data: {error}")))?;
     let (id, folder) = state.jobs.prepare(&customer)?;
     match receive(&state, &mut form, &folder).await {
         Ok(files) => {
@@ -39,7 +40,11 @@ pub(super) async fn upload(
     }
 }
 
-async fn receive(state: &AppState, form: &mut Multipart, folder: &std::path::Path) -> Result<Vec<String>, ApiError> {
+async fn receive(
+    state: &AppState,
+    form: &mut Multipart,
+    folder: &std::path::Path,
+) -> Result<Vec<String>, ApiError> {
     let failed = |error: std::io::Error| ApiError::internal(&error);
     let mut files: Vec<String> = Vec::new();
     let limit = state.max_upload_bytes;
@@ -71,7 +76,10 @@ async fn receive(state: &AppState, form: &mut Multipart, folder: &std::path::Pat
         files.push(name);
     }
     if files.is_empty() {
-        return Err(ApiError::invalid("files", "the form has no file: send one or more in the field `files`"));
+        return Err(ApiError::invalid(
+            "files",
+            "the form has no file: send one or more in the field `files`",
+        ));
     }
     Ok(files)
 }
@@ -81,6 +89,9 @@ pub(super) async fn job(
     Customer(customer): Customer,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let job = state.jobs.status(&customer, &id).ok_or_else(|| ApiError::not_found(format!("there is no job `{id}`")))?;
+    let job = state
+        .jobs
+        .status(&customer, &id)
+        .ok_or_else(|| ApiError::not_found(format!("there is no job `{id}`")))?;
     Ok(Json(json!(job)))
 }

@@ -44,7 +44,8 @@ pub fn fake_embedder(dim: usize) -> (EmbedHandle, EmbedThread) {
         passage_prefix: String::new(),
         max_tokens: 512,
     };
-    start(EmbedConfig { max_batch_tokens: 64 }, letters(), info, move || Ok(HashEncoder { dim })).expect("starts")
+    start(EmbedConfig { max_batch_tokens: 64 }, letters(), info, move || Ok(HashEncoder { dim }))
+        .expect("starts")
 }
 
 /// A byte-level tokenizer without merges: one token a byte.
@@ -62,7 +63,8 @@ fn letters() -> Tokenizer {
             (char::from_u32(code).unwrap_or(' ').to_string(), json!(byte))
         })
         .collect();
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let json = json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
         "pre_tokenizer": byte_level, "post_processor": null, "decoder": byte_level,

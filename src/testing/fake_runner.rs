@@ -19,7 +19,13 @@ impl FakeRunner {
     /// A runner with `blocks` blocks.
     #[must_use]
     pub fn new(blocks: usize, vocab: u32, max_model_len: usize) -> FakeRunner {
-        FakeRunner { slots: vec![None; blocks * 16], vocab, max_model_len, delay: Duration::ZERO, panic_on: None }
+        FakeRunner {
+            slots: vec![None; blocks * 16],
+            vocab,
+            max_model_len,
+            delay: Duration::ZERO,
+            panic_on: None,
+        }
     }
 
     /// Takes this long a step.
@@ -88,16 +94,22 @@ impl StepRunner for FakeRunner {
             let context = (0..span.context_len as usize)
                 .map(|at| self.slots[table[at / 16] as usize * 16 + at % 16])
                 .collect::<Option<Vec<u32>>>()
-                .ok_or_else(|| RunnerError { message: "a slot of the context was never written".to_owned() })?;
-            if plan.positions[sample.row as usize] + 1 != span.context_len || sample.position != span.context_len {
+                .ok_or_else(|| RunnerError {
+                    message: "a slot of the context was never written".to_owned(),
+                })?;
+            if plan.positions[sample.row as usize] + 1 != span.context_len
+                || sample.position != span.context_len
+            {
                 return Err(RunnerError { message: "positions do not match the context".to_owned() });
             }
             let logprob = sample.params.logprobs.map(|_| -1.0);
             output.samples.push(SampledToken { id: next(&context, self.vocab), logprob, top: Vec::new() });
         }
-        output
-            .prompt_logprobs
-            .extend(plan.prompt_logprobs.iter().map(|(_, id, _)| TokenLogprobs { logprob: -(*id as f32), top: vec![] }));
+        output.prompt_logprobs.extend(
+            plan.prompt_logprobs
+                .iter()
+                .map(|(_, id, _)| TokenLogprobs { logprob: -(*id as f32), top: vec![] }),
+        );
         Ok(output)
     }
 }

@@ -16,7 +16,11 @@ pub const NAME: &str = "tarn/1";
 /// The terms of a document's text in `language`, separated by blanks.
 #[must_use]
 pub fn terms(text: &str, language: Option<&str>) -> String {
-    let mut out = Terms { all: Vec::new(), stemmers: stemmers(&[language.unwrap_or("en")]), german: language == Some("de") };
+    let mut out = Terms {
+        all: Vec::new(),
+        stemmers: stemmers(&[language.unwrap_or("en")]),
+        german: language == Some("de"),
+    };
     each_word(text, |word| out.add(word));
     out.all.join(" ")
 }
@@ -48,7 +52,8 @@ impl Terms {
             if joined {
                 let bare: String = word.chars().filter(|c| !is_joiner(*c)).collect();
                 self.all.push(bare);
-                self.all.extend(word.split(is_joiner).filter(|part| part.chars().count() > 1).map(str::to_owned));
+                self.all
+                    .extend(word.split(is_joiner).filter(|part| part.chars().count() > 1).map(str::to_owned));
             }
             return;
         }
@@ -64,7 +69,8 @@ impl Terms {
         if STOP_WORDS.binary_search(&word).is_ok() {
             return;
         }
-        let mut stems: Vec<String> = self.stemmers.iter().map(|stemmer| stemmer.stem(word).into_owned()).collect();
+        let mut stems: Vec<String> =
+            self.stemmers.iter().map(|stemmer| stemmer.stem(word).into_owned()).collect();
         if self.german {
             for part in german::split(word) {
                 stems.push(Stemmer::create(Algorithm::German).stem(part).into_owned());
@@ -135,11 +141,12 @@ fn stemmers(languages: &[&str]) -> Vec<Stemmer> {
 
 /// Words that say nothing alone, English and German, sorted.
 const STOP_WORDS: &[&str] = &[
-    "a", "als", "am", "an", "and", "are", "as", "at", "auf", "aus", "be", "bei", "by", "das", "dem", "den", "der", "des",
-    "die", "do", "does", "ein", "eine", "einem", "einen", "einer", "eines", "for", "from", "für", "has", "have", "how",
-    "im", "in", "is", "ist", "it", "its", "mit", "nach", "not", "of", "on", "or", "sind", "that", "the", "their", "these",
-    "this", "to", "und", "vom", "von", "was", "welche", "welcher", "welches", "were", "what", "when", "where", "which",
-    "who", "wie", "wird", "with", "zu", "zum", "zur",
+    "a", "als", "am", "an", "and", "are", "as", "at", "auf", "aus", "be", "bei", "by", "das", "dem", "den",
+    "der", "des", "die", "do", "does", "ein", "eine", "einem", "einen", "einer", "eines", "for", "from",
+    "für", "has", "have", "how", "im", "in", "is", "ist", "it", "its", "mit", "nach", "not", "of", "on",
+    "or", "sind", "that", "the", "their", "these", "this", "to", "und", "vom", "von", "was", "welche",
+    "welcher", "welches", "were", "what", "when", "where", "which", "who", "wie", "wird", "with", "zu",
+    "zum", "zur",
 ];
 
 #[cfg(test)]
@@ -162,7 +169,10 @@ mod tests {
         let document: Vec<&str> = document.split(' ').collect();
         for query in ["Schalter", "Leitungen", "Hutschiene", "Montage"] {
             let query_terms = query_terms(query, None);
-            assert!(query_terms.iter().any(|term| document.contains(&term.as_str())), "{query}: {query_terms:?} {document:?}");
+            assert!(
+                query_terms.iter().any(|term| document.contains(&term.as_str())),
+                "{query}: {query_terms:?} {document:?}"
+            );
         }
     }
 
@@ -175,7 +185,10 @@ mod tests {
                 continue;
             }
         }
-        let hits = query_terms("breaker installation", None).iter().filter(|t| document.split(' ').any(|d| d == **t)).count();
+        let hits = query_terms("breaker installation", None)
+            .iter()
+            .filter(|t| document.split(' ').any(|d| d == **t))
+            .count();
         assert!(hits >= 2, "{document}");
     }
 

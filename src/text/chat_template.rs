@@ -37,7 +37,8 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", |format: String| chrono::Local::now().format(&format).to_string());
+        environment
+            .add_function("strftime_now", |format: String| chrono::Local::now().format(&format).to_string());
         environment.add_filter("tojson", to_json);
         // `generation` only marks the assistant's words for training.
         let source = strip_generation_tags(source);
@@ -70,8 +71,10 @@ impl ChatTemplate {
         if let Some(tools) = tools {
             context.insert("tools".to_owned(), Value::Array(tools.to_vec()));
         }
-        let template =
-            self.environment.get_template("chat").map_err(|err| TextError::Template { message: describe(&err) })?;
+        let template = self
+            .environment
+            .get_template("chat")
+            .map_err(|err| TextError::Template { message: describe(&err) })?;
         template.render(&context).map_err(|err| TextError::Refused { message: describe(&err) })
     }
 }
@@ -86,7 +89,8 @@ fn strip_generation_tags(source: &str) -> String {
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let Some(len) = rest[start..].find("%}") else { break };
-        let inside = rest[start + 2..start + len].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+        let inside =
+            rest[start + 2..start + len].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let end = start + len + 2;
         if inside == "generation" || inside == "endgeneration" {
             out.push_str(&rest[..start]);
@@ -110,9 +114,13 @@ fn to_json(value: &Jinja, kwargs: Kwargs) -> Result<Jinja, Error> {
         Some(indent) => {
             let blanks = " ".repeat(indent.min(16));
             let formatter = serde_json::ser::PrettyFormatter::with_indent(blanks.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(failed)?;
+            value
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
+                .map_err(failed)?;
         }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?,
+        None => {
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?
+        }
     }
     Ok(Jinja::from_safe_string(String::from_utf8_lossy(&out).into_owned()))
 }
@@ -121,10 +129,18 @@ fn to_json(value: &Jinja, kwargs: Kwargs) -> Result<Jinja, Error> {
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { writer.write_all(b", ") }
     }
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { writer.write_all(b", ") }
     }
     fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {

@@ -37,7 +37,10 @@ mod tests {
     #[test]
     fn sentences_are_told_apart() {
         assert_eq!(super::detect("The circuit breaker protects the line against overload."), Some("en"));
-        assert_eq!(super::detect("Der Leitungsschutzschalter schützt die Leitung gegen Überlast."), Some("de"));
+        assert_eq!(
+            super::detect("Der Leitungsschutzschalter schützt die Leitung gegen Überlast."),
+            Some("de")
+        );
         assert_eq!(super::detect("12345"), None);
     }
 }

@@ -81,7 +81,12 @@ impl Vocab {
                     decode.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
                 }
                 let normalizer = json!({"type": "Sequence", "normalizers": steps});
-                (normalizer, Value::Null, json!({"type": "Sequence", "decoders": decode}), self.merges_by_score(&ids))
+                (
+                    normalizer,
+                    Value::Null,
+                    json!({"type": "Sequence", "decoders": decode}),
+                    self.merges_by_score(&ids),
+                )
             }
         };
         let sentence_piece = self.kind == VocabKind::SentencePiece;
@@ -123,7 +128,8 @@ fn pre_tokenizer(name: &str) -> Result<Value, TextError> {
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
     };
-    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let byte_level =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     Ok(match name {
         "smollm" | "starcoder" | "refact" | "command-r" => json!({"type": "Sequence", "pretokenizers": [
             {"type": "Digits", "individual_digits": true}, byte_level]}),

@@ -6,6 +6,8 @@ tarn=$1
 here=$(cd "$(dirname "$0")/../.." && pwd)
 export TARN_MODEL="${TARN_MODEL:-HuggingFaceTB/SmolLM2-135M-Instruct-GGUF}"
 export TARN_EMBEDDER="${TARN_EMBEDDER:-sentence-transformers/all-MiniLM-L6-v2}"
+# A 135M model loses too much to 4-bit weights with 8-bit activations; half floats keep what it knows.
+export TARN_DTYPE="${TARN_DTYPE:-f16}"
 export TARN_LAKE="${TARN_LAKE:-$here/.tarn/lake}"
 export TARN_LISTEN="${TARN_LISTEN:-127.0.0.1:9300}"
 question="${QUESTION:-What is the rated current of the NV-MCB-3P-C16 circuit breaker?}"

@@ -23,7 +23,8 @@ pub fn hash(at: u64, seed: u64) -> u64 {
 pub fn random_blocks(format: BlockFormat, blocks: usize, seed: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..(blocks * format.bytes()) as u64).map(|at| hash(at, seed) as u8).collect();
     for (at, block) in bytes.chunks_exact_mut(format.bytes()).enumerate() {
-        let scale = half::f16::from_f32(0.01 + (hash(at as u64, seed + 1) % 100) as f32 / 5000.0).to_le_bytes();
+        let scale =
+            half::f16::from_f32(0.01 + (hash(at as u64, seed + 1) % 100) as f32 / 5000.0).to_le_bytes();
         let starts: &[usize] = match format {
             BlockFormat::Q8_0 | BlockFormat::Q4_0 => &[0],
             BlockFormat::Q4_1 | BlockFormat::Q4K => &[0, 2],

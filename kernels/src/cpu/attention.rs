@@ -167,7 +167,11 @@ unsafe fn block_rows<S: Isa, const R: usize>(
                 let at = state.acc[row + r].as_mut_ptr().add(d);
                 let mut acc = S::mul(S::load(at), S::set1(corrections[r]));
                 for lane in from..to {
-                    acc = S::fma(S::set1(weights[r][lane]), S::load(block.values.add(lane * job.padded + d)), acc);
+                    acc = S::fma(
+                        S::set1(weights[r][lane]),
+                        S::load(block.values.add(lane * job.padded + d)),
+                        acc,
+                    );
                 }
                 S::store(at, acc);
                 d += LANES;

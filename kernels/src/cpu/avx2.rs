@@ -38,7 +38,9 @@ unsafe impl Isa for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const half::f16) -> Self::F {
-        unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))] }
+        unsafe {
+            [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))]
+        }
     }
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::F) {

@@ -200,7 +200,11 @@ unsafe fn rows<S: Isa, W: Element, const NP: usize>(job: &FloatJob, panel: usize
 }
 
 #[inline(always)]
-unsafe fn tile<S: Isa, W: Element, const MR: usize, const NP: usize>(job: &FloatJob, row: usize, panel: usize) {
+unsafe fn tile<S: Isa, W: Element, const MR: usize, const NP: usize>(
+    job: &FloatJob,
+    row: usize,
+    panel: usize,
+) {
     // SAFETY: rows row..row+MR and panels panel..panel+NP exist; a panel is k * 16 elements.
     unsafe {
         let mut x = [std::ptr::null::<f32>(); MR];

@@ -226,7 +226,8 @@ unsafe fn tile<S: Isa, T: Format, const MR: usize, const NP: usize>(job: &IntJob
             }
             T::dots::<S, MR, NP>(w, x, &mut dots);
             for p in 0..NP {
-                let scale_at: *const f32 = start[p].add(groups * T::CODE_BYTES).cast::<f32>().add(group * LANES);
+                let scale_at: *const f32 =
+                    start[p].add(groups * T::CODE_BYTES).cast::<f32>().add(group * LANES);
                 let weight_scale = S::load(scale_at);
                 for r in 0..MR {
                     let scale = *scales[r].add(group * T::GROUP / 32);
@@ -258,7 +259,13 @@ dispatch!(
 );
 
 #[inline(always)]
-unsafe fn quantize_row_inner<S: Isa>(x: *const f32, k: usize, codes: *mut i8, scales: *mut f32, sums: *mut i32) {
+unsafe fn quantize_row_inner<S: Isa>(
+    x: *const f32,
+    k: usize,
+    codes: *mut i8,
+    scales: *mut f32,
+    sums: *mut i32,
+) {
     for group in 0..k / 32 {
         // SAFETY: the caller's contract.
         unsafe {
@@ -267,7 +274,8 @@ unsafe fn quantize_row_inner<S: Isa>(x: *const f32, k: usize, codes: *mut i8, sc
             *scales.add(group) = scale;
             codes.add(group * 32).cast::<[i8; 32]>().write_unaligned(quantized);
             for half in 0..2 {
-                *sums.add(group * 2 + half) = quantized[half * 16..half * 16 + 16].iter().map(|q| i32::from(*q)).sum();
+                *sums.add(group * 2 + half) =
+                    quantized[half * 16..half * 16 + 16].iter().map(|q| i32::from(*q)).sum();
             }
         }
     }

@@ -29,7 +29,9 @@ fn sources(n: usize, k: usize) -> Vec<Source> {
         Source::BF16(floats.iter().map(|x| bf16::from_f32(*x)).collect()),
         Source::F32(floats),
     ];
-    for format in [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q4K, BlockFormat::Q6K] {
+    for format in
+        [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4_1, BlockFormat::Q4K, BlockFormat::Q6K]
+    {
         if let Some(row) = format.row_bytes(k) {
             all.push(Source::Blocks(format, random_blocks(format, n * row / format.bytes(), 2)));
         }
@@ -41,7 +43,8 @@ fn product(exec: &Exec, x: &[f32], m: usize, w: &Packed) -> Vec<f32> {
     let mut ws = Workspace::new(m, w.k()).expect("workspace");
     let mut out = vec![0.0; m * w.n()];
     let view = View::new(x, m, w.k()).expect("view");
-    matmul(exec, &mut ws, view, w, None, ViewMut::new(&mut out, m, w.n()).expect("out"), false).expect("matmul");
+    matmul(exec, &mut ws, view, w, None, ViewMut::new(&mut out, m, w.n()).expect("out"), false)
+        .expect("matmul");
     out
 }
 

@@ -6,7 +6,15 @@ use crate::rope::{RopeTable, rope_kv_write};
 const HEADS: HeadLayout = HeadLayout { q: 6, kv: 2, dim: 24 };
 
 /// Writes `len` tokens of a seeded sequence into the cache through `table`, then attends with the last `queries`.
-fn run(threads: usize, len: usize, queries: usize, table: &[u32], kv: &mut KvCacheBuf, window: Option<u32>, seed: u64) -> Vec<f32> {
+fn run(
+    threads: usize,
+    len: usize,
+    queries: usize,
+    table: &[u32],
+    kv: &mut KvCacheBuf,
+    window: Option<u32>,
+    seed: u64,
+) -> Vec<f32> {
     let exec = Exec::simd(threads);
     let mut qkv = fill(len * HEADS.width(), seed);
     let rope = RopeTable::new(&fill(HEADS.dim / 2, 99), 1.0, 512).expect("table");
@@ -71,13 +79,16 @@ fn it_equals_plain_softmax_attention() {
             scratch.layer_mut(0).expect("layer"),
         )
         .expect("rotates");
-        let at = |row: usize, head: usize, d: usize| f64::from(qkv[row * HEADS.width() + head * HEADS.dim + d]);
+        let at =
+            |row: usize, head: usize, d: usize| f64::from(qkv[row * HEADS.width() + head * HEADS.dim + d]);
         for row in 0..len {
             for head in 0..HEADS.q {
                 let kv_head = HEADS.q + head / 3;
                 let from = window.map_or(0, |w| (row + 1).saturating_sub(w as usize));
                 let scores: Vec<f64> = (from..=row)
-                    .map(|key| 0.2 * (0..HEADS.dim).map(|d| at(row, head, d) * at(key, kv_head, d)).sum::<f64>())
+                    .map(|key| {
+                        0.2 * (0..HEADS.dim).map(|d| at(row, head, d) * at(key, kv_head, d)).sum::<f64>()
+                    })
                     .collect();
                 let total: f64 = scores.iter().map(|s| s.exp()).sum();
                 for d in 0..HEADS.dim {

@@ -120,7 +120,8 @@ fn a_known_prefix_is_not_computed_again_and_never_crosses_customers_or_salts() {
 #[test]
 fn several_answers_share_one_prompt() {
     let (handle, _thread) = engine(FakeRunner::new(100, VOCAB, 300));
-    let outcome = collect(handle.submit(Request { n: 4, ..request("a", prompt(3, 50), 10) }).expect("taken"), 4);
+    let outcome =
+        collect(handle.submit(Request { n: 4, ..request("a", prompt(3, 50), 10) }).expect("taken"), 4);
     for answer in &outcome.answers {
         assert_eq!(*answer, expected_tokens(&prompt(3, 50), 10, VOCAB));
     }
@@ -179,8 +180,14 @@ fn stops_minimum_deadline_and_prompt_log_probabilities() {
 fn what_can_never_run_is_refused_before_it_waits() {
     let (handle, thread) = engine(FakeRunner::new(4, VOCAB, 100));
     let refused = |request| handle.submit(request).expect_err("refused");
-    assert!(matches!(refused(request("a", prompt(1, 90), 20)), SubmitError::TooLong { tokens: 110, limit: 100 }));
-    assert!(matches!(refused(request("a", prompt(1, 60), 20)), SubmitError::NeverFits { blocks: 5, total: 4, .. }));
+    assert!(matches!(
+        refused(request("a", prompt(1, 90), 20)),
+        SubmitError::TooLong { tokens: 110, limit: 100 }
+    ));
+    assert!(matches!(
+        refused(request("a", prompt(1, 60), 20)),
+        SubmitError::NeverFits { blocks: 5, total: 4, .. }
+    ));
     assert!(matches!(refused(request("a", vec![], 1)), SubmitError::Invalid { .. }));
     assert!(matches!(refused(request("a", vec![VOCAB], 1)), SubmitError::Invalid { .. }));
     drop(thread);
@@ -210,7 +217,8 @@ fn a_flood_of_one_customer_leaves_the_other_its_share() {
     let (handle, _thread) = start(config, move || Ok(runner)).expect("starts");
     let flood: Vec<_> =
         (0..60).map(|at| handle.submit(request("flood", prompt(at, 10), 20)).expect("taken")).collect();
-    let calm: Vec<_> = (0..5).map(|at| handle.submit(request("calm", prompt(at, 10), 20)).expect("taken")).collect();
+    let calm: Vec<_> =
+        (0..5).map(|at| handle.submit(request("calm", prompt(at, 10), 20)).expect("taken")).collect();
     calm.into_iter().for_each(|stream| drop(collect(stream, 1)));
     // With equal shares the flood is served about as much as the calm customer meanwhile, not all of its 60.
     let served = handle.stats().generation_tokens;

@@ -19,7 +19,8 @@ pub(super) fn names(bytes: &[u8]) -> Vec<String> {
 }
 
 pub(super) fn parse(bytes: &[u8], extract: &Path) -> Result<Document, String> {
-    let mut zip = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|error| format!("the ZIP cannot be read: {error}"))?;
+    let mut zip = zip::ZipArchive::new(Cursor::new(bytes))
+        .map_err(|error| format!("the ZIP cannot be read: {error}"))?;
     if zip.len() > MAX_MEMBERS {
         return Err(format!("the ZIP has {} members; at most {MAX_MEMBERS} are taken: split it", zip.len()));
     }
@@ -35,7 +36,8 @@ pub(super) fn parse(bytes: &[u8], extract: &Path) -> Result<Document, String> {
             }
         };
         // The name is only a label; the file is written under a number of ours.
-        let name: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != "." && *part != "..").collect();
+        let name: Vec<&str> =
+            name.split('/').filter(|part| !part.is_empty() && *part != "." && *part != "..").collect();
         let name = name.join("/");
         if name.is_empty() || name.starts_with("__MACOSX/") || name.ends_with(".DS_Store") {
             continue;
@@ -57,7 +59,9 @@ pub(super) fn parse(bytes: &[u8], extract: &Path) -> Result<Document, String> {
                     MAX_TOTAL >> 30
                 ));
             }
-            Err(Unpack::Damaged(why)) => document.warnings.push(format!("`{name}` cannot be unpacked: {why}")),
+            Err(Unpack::Damaged(why)) => {
+                document.warnings.push(format!("`{name}` cannot be unpacked: {why}"))
+            }
         }
     }
     if document.members.is_empty() && document.warnings.is_empty() {

@@ -65,14 +65,20 @@ pub(super) fn row_text(names: &[String], cells: &[String]) -> String {
 /// The separator that gives the most columns, evenly over the first lines.
 fn delimiter(text: &str) -> u8 {
     let score = |delimiter: u8| {
-        let mut reader =
-            csv::ReaderBuilder::new().delimiter(delimiter).has_headers(false).flexible(true).from_reader(text.as_bytes());
+        let mut reader = csv::ReaderBuilder::new()
+            .delimiter(delimiter)
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(text.as_bytes());
         let widths: Vec<usize> = reader.records().take(20).flatten().map(|record| record.len()).collect();
         let widest = widths.iter().copied().max().unwrap_or(1);
         let even = widths.iter().filter(|width| **width == widest).count();
         if widest < 2 { 0 } else { even * 100 + widest }
     };
-    [b',', b';', b'\t', b'|'].into_iter().max_by_key(|delimiter| (score(*delimiter), *delimiter == b',')).unwrap_or(b',')
+    [b',', b';', b'\t', b'|']
+        .into_iter()
+        .max_by_key(|delimiter| (score(*delimiter), *delimiter == b','))
+        .unwrap_or(b',')
 }
 
 #[cfg(test)]
@@ -82,7 +88,11 @@ mod tests {
     #[test]
     fn a_row_keeps_its_header_whatever_the_separator() {
         for separator in [",", ";", "\t", "|"] {
-            let document = parse(&["Type", "Rated current", "\nNV-1", "16 A", "\nNV-2", "25 A"].join(separator).replace(&format!("{separator}\n"), "\n"));
+            let document = parse(
+                &["Type", "Rated current", "\nNV-1", "16 A", "\nNV-2", "25 A"]
+                    .join(separator)
+                    .replace(&format!("{separator}\n"), "\n"),
+            );
             assert_eq!(document.blocks[1].text, "Type: NV-2; Rated current: 25 A", "{separator:?}");
             assert_eq!(document.blocks[1].place.rows, Some((3, 3)));
         }

@@ -67,10 +67,12 @@ impl State {
             }
             b"pStyle" => {
                 let style = tag.attributes().flatten().find(|a| a.key.local_name().as_ref() == b"val");
-                let style = style.map(|a| String::from_utf8_lossy(&a.value).to_lowercase()).unwrap_or_default();
+                let style =
+                    style.map(|a| String::from_utf8_lossy(&a.value).to_lowercase()).unwrap_or_default();
                 let named = style.strip_prefix("heading").or_else(|| style.strip_prefix("berschrift"));
                 let named = named.or_else(|| style.strip_prefix("überschrift"));
-                self.heading = named.and_then(|level| level.trim().parse().ok()).or((style == "title").then_some(0));
+                self.heading =
+                    named.and_then(|level| level.trim().parse().ok()).or((style == "title").then_some(0));
             }
             _ => {}
         }
@@ -90,7 +92,13 @@ impl State {
                     let names = self.header.as_deref().unwrap_or_default();
                     let text = super::csv::row_text(names, &cells);
                     let headings: Vec<String> = self.path.iter().map(|(_, title)| title.clone()).collect();
-                    self.document.push(BlockKind::Table, &headings, Some(&names.join(" | ")), &text, Place::default());
+                    self.document.push(
+                        BlockKind::Table,
+                        &headings,
+                        Some(&names.join(" | ")),
+                        &text,
+                        Place::default(),
+                    );
                 }
             }
             b"tbl" => self.tables = self.tables.saturating_sub(1),

@@ -12,10 +12,31 @@ pub(super) fn parse(text: &str) -> Document {
     walk.document
 }
 
-const SKIPPED: [&str; 9] = ["script", "style", "noscript", "template", "nav", "svg", "iframe", "object", "select"];
+const SKIPPED: [&str; 9] =
+    ["script", "style", "noscript", "template", "nav", "svg", "iframe", "object", "select"];
 const BREAKING: [&str; 22] = [
-    "p", "div", "section", "article", "main", "header", "footer", "aside", "ul", "ol", "li", "dl", "dt", "dd", "br", "hr",
-    "blockquote", "figure", "figcaption", "form", "body", "html",
+    "p",
+    "div",
+    "section",
+    "article",
+    "main",
+    "header",
+    "footer",
+    "aside",
+    "ul",
+    "ol",
+    "li",
+    "dl",
+    "dt",
+    "dd",
+    "br",
+    "hr",
+    "blockquote",
+    "figure",
+    "figcaption",
+    "form",
+    "body",
+    "html",
 ];
 
 struct Walk {
@@ -102,7 +123,13 @@ impl Walk {
             }
             let names = header.as_deref().unwrap_or_default();
             let text = super::csv::row_text(names, &cells);
-            self.document.push(BlockKind::Table, &headings, Some(&names.join(" | ")), &text, Place::default());
+            self.document.push(
+                BlockKind::Table,
+                &headings,
+                Some(&names.join(" | ")),
+                &text,
+                Place::default(),
+            );
         }
     }
 }
@@ -123,7 +150,10 @@ mod tests {
              <table><tr><th>A<th>B<tr><td>1<td>2</table>",
         );
         assert_eq!(document.title.as_deref(), Some("T"));
-        assert_eq!(document.blocks.iter().map(|b| b.text.as_str()).collect::<Vec<_>>(), ["Some bold text", "A: 1; B: 2"]);
+        assert_eq!(
+            document.blocks.iter().map(|b| b.text.as_str()).collect::<Vec<_>>(),
+            ["Some bold text", "A: 1; B: 2"]
+        );
         assert_eq!(document.blocks[1].heading_path, ["Breakers"]);
     }
 }

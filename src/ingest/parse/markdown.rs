@@ -9,7 +9,8 @@ pub(super) fn parse(text: &str) -> Document {
     let mut paragraph: Option<(i64, String)> = None;
     while let Some((start, line)) = lines.next() {
         let trimmed = line.trim();
-        let headings = |path: &[(usize, String)]| path.iter().map(|(_, title)| title.clone()).collect::<Vec<_>>();
+        let headings =
+            |path: &[(usize, String)]| path.iter().map(|(_, title)| title.clone()).collect::<Vec<_>>();
         let level = trimmed.chars().take_while(|c| *c == '#').count();
         let is_heading = (1..=6).contains(&level) && trimmed[level..].starts_with(' ');
         let fence = trimmed.starts_with("```") || trimmed.starts_with("~~~");
@@ -52,7 +53,9 @@ fn put(document: &mut Document, headings: &[String], paragraph: Option<(i64, Str
 }
 
 fn table(document: &mut Document, headings: &[String], lines: &mut Lines<'_>, header: &str) {
-    let cells = |line: &str| line.trim().trim_matches('|').split('|').map(|c| c.trim().to_owned()).collect::<Vec<_>>();
+    let cells = |line: &str| {
+        line.trim().trim_matches('|').split('|').map(|c| c.trim().to_owned()).collect::<Vec<_>>()
+    };
     let header = cells(header).join(" | ");
     while let Some((start, line)) = lines.peek().filter(|(_, line)| line.trim().starts_with('|')) {
         lines.next();
@@ -95,8 +98,11 @@ mod tests {
 
     #[test]
     fn structure_is_kept() {
-        let document = parse("# Manual\nIntro\n\n## Ratings\n| A | B |\n|---|---|\n| 1 | 2 |\n\n```\ncode\n```\n## Next\nend");
-        let seen: Vec<_> = document.blocks.iter().map(|b| (b.kind, b.heading_path.join("/"), b.text.as_str())).collect();
+        let document = parse(
+            "# Manual\nIntro\n\n## Ratings\n| A | B |\n|---|---|\n| 1 | 2 |\n\n```\ncode\n```\n## Next\nend",
+        );
+        let seen: Vec<_> =
+            document.blocks.iter().map(|b| (b.kind, b.heading_path.join("/"), b.text.as_str())).collect();
         assert_eq!(
             seen,
             [

@@ -34,7 +34,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
         document.warnings.push(format!("pages without readable text: {}", unreadable.join(", ")));
     }
     if blank > 0 {
-        document.warnings.push(format!("{blank} pages have no text (scanned pages need OCR before the upload)"));
+        document
+            .warnings
+            .push(format!("{blank} pages have no text (scanned pages need OCR before the upload)"));
     }
     Ok(document)
 }

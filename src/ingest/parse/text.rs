@@ -34,7 +34,8 @@ pub(super) fn parse(bytes: &[u8]) -> Document {
         chars += length;
     }
     flush(&mut document, &mut paragraph, start);
-    document.title = document.blocks.first().map(|block| block.text.lines().next().unwrap_or("").trim().to_owned());
+    document.title =
+        document.blocks.first().map(|block| block.text.lines().next().unwrap_or("").trim().to_owned());
     document.title = document.title.filter(|title| !title.is_empty() && title.chars().count() <= 200);
     document
 }

@@ -30,7 +30,9 @@ pub(super) fn parse(bytes: Vec<u8>) -> Result<Document, String> {
             Ok(range) => {
                 let (first_row, first_column) = range.start().unwrap_or((0, 0));
                 if range.height().saturating_mul(range.width()) > MAX_CELLS {
-                    document.warnings.push(format!("sheet `{name}` has more than {MAX_CELLS} cells; it was left out"));
+                    document
+                        .warnings
+                        .push(format!("sheet `{name}` has more than {MAX_CELLS} cells; it was left out"));
                     continue;
                 }
                 let rows: Vec<Vec<String>> =
@@ -73,8 +75,10 @@ fn sheet(document: &mut Document, name: &str, rows: &[Vec<String>], first_row: u
         }
         let number = first_row + at as u32 + 1;
         let used = |cell: &&(usize, &String)| !cell.1.is_empty();
-        let columns: Vec<usize> = row.iter().enumerate().filter(|c| used(&c)).map(|(column, _)| column).collect();
-        let (from, to) = (columns.first().copied().unwrap_or(0) as u32, columns.last().copied().unwrap_or(0) as u32);
+        let columns: Vec<usize> =
+            row.iter().enumerate().filter(|c| used(&c)).map(|(column, _)| column).collect();
+        let (from, to) =
+            (columns.first().copied().unwrap_or(0) as u32, columns.last().copied().unwrap_or(0) as u32);
         let place = Place {
             sheet: Some(name.to_owned()),
             rows: Some((number, number)),
@@ -85,7 +89,13 @@ fn sheet(document: &mut Document, name: &str, rows: &[Vec<String>], first_row: u
             Some(header) => {
                 let names = &rows[header];
                 let shown: Vec<&str> = names.iter().filter(|n| !n.is_empty()).map(String::as_str).collect();
-                document.push(BlockKind::Table, &path, Some(&shown.join(" | ")), &row_text(names, row), place);
+                document.push(
+                    BlockKind::Table,
+                    &path,
+                    Some(&shown.join(" | ")),
+                    &row_text(names, row),
+                    place,
+                );
             }
             None => document.push(BlockKind::Text, &path, None, &row_text(&[], row), place),
         }
@@ -99,7 +109,12 @@ mod tests {
     #[test]
     fn a_title_row_is_not_the_header() {
         let row = |cells: &[&str]| cells.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>();
-        let rows = [row(&["Price list 2026", "", ""]), row(&["", "", ""]), row(&["Type", "Poles", "EUR"]), row(&["NV-1", "3", "9.50"])];
+        let rows = [
+            row(&["Price list 2026", "", ""]),
+            row(&["", "", ""]),
+            row(&["Type", "Poles", "EUR"]),
+            row(&["NV-1", "3", "9.50"]),
+        ];
         let mut document = Document::default();
         sheet(&mut document, "Prices", &rows, 0, 1);
         assert_eq!(document.blocks[0].text, "Price list 2026");

@@ -33,7 +33,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
                 return Err(format!("the XML cannot be read: {error}"));
             }
             Err(error) => {
-                walk.document.warnings.push(format!("the XML ends early, at byte {}: {error}", reader.error_position()));
+                walk.document
+                    .warnings
+                    .push(format!("the XML ends early, at byte {}: {error}", reader.error_position()));
                 break;
             }
             _ => {}
@@ -83,15 +85,21 @@ struct Walk {
 
 fn record_kind(name: &str) -> Option<BlockKind> {
     match name {
-        "ARTICLE" | "PRODUCT" | "Product" | "product" | "Article" | "article" | "Item" | "item" => Some(BlockKind::Product),
-        "Class" | "class" | "CLASSIFICATION_GROUP" | "ontoml:class" | "Feature" | "Group" => Some(BlockKind::Class),
+        "ARTICLE" | "PRODUCT" | "Product" | "product" | "Article" | "article" | "Item" | "item" => {
+            Some(BlockKind::Product)
+        }
+        "Class" | "class" | "CLASSIFICATION_GROUP" | "ontoml:class" | "Feature" | "Group" => {
+            Some(BlockKind::Class)
+        }
         _ => None,
     }
 }
 
 impl Walk {
     fn path(&self) -> String {
-        let steps = self.stack.iter().map(|open| if open.index == 0 { open.name.clone() } else { format!("{}[{}]", open.name, open.index + 1) });
+        let steps = self.stack.iter().map(|open| {
+            if open.index == 0 { open.name.clone() } else { format!("{}[{}]", open.name, open.index + 1) }
+        });
         format!("/{}", steps.collect::<Vec<_>>().join("/"))
     }
 
@@ -107,14 +115,20 @@ impl Walk {
             *count += 1;
             *count - 1
         });
-        self.stack.push(Open { name: name.clone(), index, children: std::collections::HashMap::new(), had_children: false });
+        self.stack.push(Open {
+            name: name.clone(),
+            index,
+            children: std::collections::HashMap::new(),
+            had_children: false,
+        });
         if self.record.is_none()
             && let Some(kind) = record_kind(&name)
         {
             self.flush();
             self.record = Some((self.stack.len(), kind));
         }
-        if self.lines.is_empty() {
+        // A record's place is its own element, not its first child.
+        if self.lines.is_empty() && self.record.is_none_or(|(at, _)| at == self.stack.len()) {
             self.lines_path = self.path();
         }
         for attribute in tag.attributes().flatten() {
@@ -135,7 +149,9 @@ impl Walk {
             if self.catalog.is_none() && matches!(open.name.as_str(), "CATALOG_NAME" | "CatalogName") {
                 self.catalog = Some(text.clone());
             }
-            if self.document.title.is_none() && matches!(open.name.as_str(), "CATALOG_NAME" | "title" | "Title") {
+            if self.document.title.is_none()
+                && matches!(open.name.as_str(), "CATALOG_NAME" | "title" | "Title")
+            {
                 self.document.title = Some(text.clone());
             }
             self.lines.push(format!("{}: {text}", open.name));
@@ -170,7 +186,9 @@ fn features(lines: Vec<String>) -> Vec<String> {
         if let Some(name) = line.strip_prefix("FNAME: ") {
             out.push(format!("{name}:"));
             open = true;
-        } else if let (true, Some(value)) = (open, line.strip_prefix("FVALUE: ").or_else(|| line.strip_prefix("FUNIT: "))) {
+        } else if let (true, Some(value)) =
+            (open, line.strip_prefix("FVALUE: ").or_else(|| line.strip_prefix("FUNIT: ")))
+        {
             if let Some(last) = out.last_mut() {
                 last.push(' ');
                 last.push_str(value);

@@ -46,10 +46,16 @@ fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
                 Some(Value::Array(parts)) => {
                     let mut text = String::new();
                     for part in parts {
-                        match (part.get("type").and_then(Value::as_str), part.get("text").and_then(Value::as_str)) {
+                        match (
+                            part.get("type").and_then(Value::as_str),
+                            part.get("text").and_then(Value::as_str),
+                        ) {
                             (Some("text") | None, Some(part)) => text.push_str(part),
                             (kind, _) => {
-                                return Err(wrong(&format!("content parts of type {} are not supported", kind.unwrap_or("?"))));
+                                return Err(wrong(&format!(
+                                    "content parts of type {} are not supported",
+                                    kind.unwrap_or("?")
+                                )));
                             }
                         }
                     }
@@ -93,7 +99,12 @@ pub(in crate::server) async fn create(
     if !body.sampling.streams() {
         let generated = generation.collect().await?;
         let first = generated.usage.queue_s + generated.usage.prefill_s;
-        state.metrics.generated(&model, first, started.elapsed().as_secs_f64(), generated.usage.completion_tokens);
+        state.metrics.generated(
+            &model,
+            first,
+            started.elapsed().as_secs_f64(),
+            generated.usage.completion_tokens,
+        );
         let choices: Vec<Value> = generated
             .choices
             .iter()
@@ -111,30 +122,35 @@ pub(in crate::server) async fn create(
             "usage": usage_json(&generated.usage)});
         return Ok(Json(body).into_response());
     }
-    let chunk = move |choices: Vec<Value>| {
-        json!({"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": choices})
-    };
+    let chunk = move |choices: Vec<Value>| json!({"id": id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": choices});
     let delta = |index: u32, delta: Value, logprobs: Value, finish: Option<&Finish>| {
         let stop = finish.and_then(|finish| finish.stop.as_ref()).map(stop_reason);
         json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish.map(Finish::as_openai), "stop_reason": stop})
     };
-    let roles = (0..n).map(|index| delta(index, json!({"role": "assistant", "content": ""}), Value::Null, None));
+    let roles =
+        (0..n).map(|index| delta(index, json!({"role": "assistant", "content": ""}), Value::Null, None));
     let opening: Vec<_> = roles.map(|role| Ok(chunk(vec![role]))).collect();
     let metrics = state.metrics.clone();
     let name = generator.name().to_owned();
     let events = generation.into_stream().filter_map(move |event| {
         let out = match event {
-            Ok(GenerateEvent::Delta { index, text, tokens }) => (!text.is_empty() || (with_logprobs && !tokens.is_empty()))
-                .then(|| {
+            Ok(GenerateEvent::Delta { index, text, tokens }) => {
+                (!text.is_empty() || (with_logprobs && !tokens.is_empty())).then(|| {
                     let logprobs = if with_logprobs { logprobs(&tokens) } else { Value::Null };
                     Ok(chunk(vec![delta(index, json!({"content": text}), logprobs, None)]))
-                }),
+                })
+            }
             Ok(GenerateEvent::Finished { index, finish }) => {
                 Some(Ok(chunk(vec![delta(index, json!({}), Value::Null, Some(&finish))])))
             }
             Ok(GenerateEvent::Done(usage)) => {
                 let Usage { queue_s, prefill_s, completion_tokens, .. } = usage;
-                metrics.generated(&name, queue_s + prefill_s, started.elapsed().as_secs_f64(), completion_tokens);
+                metrics.generated(
+                    &name,
+                    queue_s + prefill_s,
+                    started.elapsed().as_secs_f64(),
+                    completion_tokens,
+                );
                 include_usage.then(|| {
                     let mut last = chunk(Vec::new());
                     last["usage"] = usage_json(&usage);

@@ -68,7 +68,12 @@ pub(in crate::server) async fn create(
         request.sampling.prompt_logprobs = if request.echo { body.logprobs } else { None };
         requests.push(request);
     }
-    let head = Head { id: super::id("cmpl"), created: super::now(), model: generator.name().to_owned(), logprobs: body.logprobs.is_some() };
+    let head = Head {
+        id: super::id("cmpl"),
+        created: super::now(),
+        model: generator.name().to_owned(),
+        logprobs: body.logprobs.is_some(),
+    };
     if body.sampling.streams() {
         return stream(&generator, requests, head, body.sampling.include_usage()).await;
     }
@@ -83,7 +88,12 @@ pub(in crate::server) async fn create(
         let started = std::time::Instant::now();
         let generated = one.collect().await?;
         let total = started.elapsed().as_secs_f64();
-        state.metrics.generated(&head.model, generated.usage.queue_s + generated.usage.prefill_s, total, generated.usage.completion_tokens);
+        state.metrics.generated(
+            &head.model,
+            generated.usage.queue_s + generated.usage.prefill_s,
+            total,
+            generated.usage.completion_tokens,
+        );
         add(&mut usage, &generated.usage);
         for choice in generated.choices {
             let index = at * n + choice.index;
@@ -111,9 +121,9 @@ async fn stream(
     let events = futures::stream::select_all(streams).map(Some).chain(futures::stream::iter([None]));
     let events = events.filter_map(move |event| {
         let chunk = match event {
-            Some((at, Ok(GenerateEvent::Delta { index, text, tokens }))) => {
-                (!text.is_empty() || !tokens.is_empty()).then(|| Ok(last.chunk(vec![last.choice(at * n + index, &text, &tokens, None)])))
-            }
+            Some((at, Ok(GenerateEvent::Delta { index, text, tokens }))) => (!text.is_empty()
+                || !tokens.is_empty())
+            .then(|| Ok(last.chunk(vec![last.choice(at * n + index, &text, &tokens, None)]))),
             Some((at, Ok(GenerateEvent::Finished { index, finish }))) => {
                 Some(Ok(last.chunk(vec![last.choice(at * n + index, "", &[], Some(&finish))])))
             }
@@ -161,7 +171,8 @@ impl Head {
 /// The legacy shape of log probabilities.
 fn logprobs(tokens: &[TokenText]) -> Value {
     let top = |token: &TokenText| {
-        let all: Map<String, Value> = token.top.iter().map(|top| (top.text.clone(), json!(top.logprob))).collect();
+        let all: Map<String, Value> =
+            token.top.iter().map(|top| (top.text.clone(), json!(top.logprob))).collect();
         if token.logprob.is_none() { Value::Null } else { Value::Object(all) }
     };
     json!({

@@ -39,21 +39,30 @@ pub(in crate::server) async fn create(
         return Err(ApiError::no_model(&body.model));
     }
     if body.dimensions.is_some_and(|dimensions| dimensions != info.dim) {
-        return Err(ApiError::invalid("dimensions", format!("this model's vectors have {} numbers and cannot be cut", info.dim)));
+        return Err(ApiError::invalid(
+            "dimensions",
+            format!("this model's vectors have {} numbers and cannot be cut", info.dim),
+        ));
     }
     let kind = match body.input_type.as_deref() {
         None => InputKind::Raw,
         Some("query") => InputKind::Query,
         Some("passage" | "document") => InputKind::Passage,
         Some(other) => {
-            return Err(ApiError::invalid("input_type", format!("input_type is `{other}`, but must be query or passage")));
+            return Err(ApiError::invalid(
+                "input_type",
+                format!("input_type is `{other}`, but must be query or passage"),
+            ));
         }
     };
     let base64 = match body.encoding_format.as_deref() {
         None | Some("float") => false,
         Some("base64") => true,
         Some(other) => {
-            return Err(ApiError::invalid("encoding_format", format!("encoding_format is `{other}`, but must be float or base64")));
+            return Err(ApiError::invalid(
+                "encoding_format",
+                format!("encoding_format is `{other}`, but must be float or base64"),
+            ));
         }
     };
     let (vectors, tokens) = match body.input {
@@ -86,7 +95,11 @@ fn check(count: usize, any_empty: bool) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn embed_texts(state: &AppState, kind: InputKind, texts: Vec<String>) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
+async fn embed_texts(
+    state: &AppState,
+    kind: InputKind,
+    texts: Vec<String>,
+) -> Result<(Vec<Vec<f32>>, usize), ApiError> {
     check(texts.len(), texts.iter().any(String::is_empty))?;
     let mut tokens = 0;
     for text in &texts {
@@ -100,7 +113,10 @@ async fn embed_ids(state: &AppState, lists: Vec<Vec<u32>>) -> Result<(Vec<Vec<f3
     check(lists.len(), lists.iter().any(Vec::is_empty))?;
     let vocab = state.embed.tokenizer().vocab_size();
     if let Some(id) = lists.iter().flatten().find(|id| **id as usize >= vocab) {
-        return Err(ApiError::invalid("input", format!("token id {id} is outside the model's vocabulary of {vocab}")));
+        return Err(ApiError::invalid(
+            "input",
+            format!("token id {id} is outside the model's vocabulary of {vocab}"),
+        ));
     }
     let tokens = lists.iter().map(Vec::len).sum();
     Ok((state.embed.embed_tokens(lists, Priority::Interactive).await?, tokens))

@@ -99,7 +99,9 @@ impl SamplingFields {
             ("use_beam_search", self.use_beam_search == Some(true)),
         ];
         match refused.iter().find(|(_, used)| *used) {
-            Some((field, _)) => Err(ApiError::invalid(*field, format!("{field} is not supported yet: leave it out"))),
+            Some((field, _)) => {
+                Err(ApiError::invalid(*field, format!("{field} is not supported yet: leave it out")))
+            }
             None => Ok(()),
         }
     }
@@ -125,7 +127,12 @@ impl SamplingFields {
         match self.top_k {
             Some(-1 | 0) => sampling.top_k = None,
             Some(k @ 1..=4_294_967_295) => sampling.top_k = Some(k as u32),
-            Some(k) => return Err(ApiError::invalid("top_k", format!("top_k is {k}, but must be -1 or at least 1"))),
+            Some(k) => {
+                return Err(ApiError::invalid(
+                    "top_k",
+                    format!("top_k is {k}, but must be -1 or at least 1"),
+                ));
+            }
             None => {}
         }
         sampling.presence_penalty = self.presence_penalty.unwrap_or(0.0);
@@ -136,7 +143,10 @@ impl SamplingFields {
         for (id, bias) in self.logit_bias.iter().flatten() {
             let valid = id.parse::<u32>().ok().filter(|id| *id < vocab);
             let Some(id) = valid else {
-                return Err(ApiError::invalid("logit_bias", format!("`{id}` is not a token id below {vocab}")));
+                return Err(ApiError::invalid(
+                    "logit_bias",
+                    format!("`{id}` is not a token id below {vocab}"),
+                ));
             };
             range("logit_bias", Some(*bias), -100.0, 100.0)?;
             sampling.logit_bias.push((id, *bias));

@@ -12,7 +12,9 @@ use super::super::error::ApiError;
 
 /// Sends JSON events, then `[DONE]`. An error becomes the last event before it. The client's going away drops the
 /// stream, which cancels the generation.
-pub(in crate::server) fn respond(events: impl Stream<Item = Result<Value, ApiError>> + Send + 'static) -> Response {
+pub(in crate::server) fn respond(
+    events: impl Stream<Item = Result<Value, ApiError>> + Send + 'static,
+) -> Response {
     let events = events
         .map(|event| match event {
             Ok(value) => Event::default().data(value.to_string()),

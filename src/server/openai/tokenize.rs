@@ -27,7 +27,10 @@ pub(in crate::server) async fn tokenize(
     let tokens = match (body.prompt, body.messages) {
         (Some(prompt), None) => {
             let special = body.add_special_tokens.unwrap_or(true);
-            generator.tokenizer().encode(&prompt, special).map_err(|error| ApiError::invalid("prompt", error.to_string()))?
+            generator
+                .tokenizer()
+                .encode(&prompt, special)
+                .map_err(|error| ApiError::invalid("prompt", error.to_string()))?
         }
         (None, Some(messages)) => generator.prompt_tokens(&Prompt::Chat {
             messages,

@@ -5,7 +5,8 @@ use crate::text::VocabKind;
 
 /// A file of the shared test data, or a line that says what was not run.
 fn data(name: &str) -> Option<Vec<u8>> {
-    let dir = std::env::var_os("TARN_TEST_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
+    let dir =
+        std::env::var_os("TARN_TEST_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
     let found = std::fs::read(dir.join("tokenizers").join(name)).ok();
     if found.is_none() {
         println!("not run: no data ({name})");
@@ -68,17 +69,22 @@ fn detokenizing_step_by_step_equals_decoding_for_random_ids() {
         for _ in 0..200 {
             let ids: Vec<u32> = (0..30)
                 .map(|_| {
-                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    state =
+                        state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                     (state >> 33) as u32 % tokenizer.vocab_size() as u32
                 })
                 .collect();
             let theirs = tokenizer.inner.tokenizer.decode(&ids, true).expect("decodes");
             let ours = tokenizer.decode(&ids, true);
             // Where bytes form no characters, implementations may put one or several U+FFFD.
-            let squeeze = |text: &str| text.split('\u{fffd}').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("?");
+            let squeeze = |text: &str| {
+                text.split('\u{fffd}').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("?")
+            };
             assert_eq!(squeeze(&ours), squeeze(&theirs), "{ids:?}");
         }
-        for text in ["Hello, world!", "  zwei  Leerzeichen", "naïve café ½ 日本語 🎉\n\n\tx", "3RT2015-1BB41 16 A"] {
+        for text in
+            ["Hello, world!", "  zwei  Leerzeichen", "naïve café ½ 日本語 🎉\n\n\tx", "3RT2015-1BB41 16 A"]
+        {
             let ids = tokenizer.encode(text, false).expect("encodes");
             assert_eq!(tokenizer.decode(&ids, true), text, "{name}");
         }

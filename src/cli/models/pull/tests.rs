@@ -14,6 +14,9 @@ use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// A path, and the range that was asked for.
+type Asked = (String, Option<String>);
+
 /// What the hub has and what it did.
 #[derive(Clone, Default)]
 struct FakeHub {
@@ -25,7 +28,7 @@ struct FakeHub {
     ignores_ranges: bool,
     storage: String,
     /// Range headers (or none) of the storage's answers.
-    asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl FakeHub {
