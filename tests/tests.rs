@@ -1,4 +1,9 @@
 //! The one integration binary: each file below is a subject.
 
 mod architecture;
+mod bad_input;
+mod corpora;
+mod crash;
 mod models;
+mod seeded;
+mod support;

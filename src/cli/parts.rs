@@ -11,7 +11,7 @@ use crate::config::Settings;
 use crate::embed::{EmbedConfig, EmbedHandle, EmbedThread, EmbedderInfo};
 use crate::engine::{EngineConfig, EngineThread, ModelRunner, SamplingParams};
 use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
-use crate::lake::{Failpoints, LakeConfig, Lakes};
+use crate::lake::{LakeConfig, Lakes};
 use crate::model::{
     Decoder, Encoder, Exec, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
     TokenizerSource,
@@ -208,7 +208,7 @@ pub(super) fn lakes(settings: &Settings) -> anyhow::Result<Arc<Lakes>> {
         root: settings.lake.clone(),
         retention: settings.retention,
         scan_threads: settings.threads,
-        failpoints: Failpoints::default(),
+        failpoints: settings.failpoints,
     };
     Ok(Arc::new(Lakes::open(config)?))
 }

@@ -105,13 +105,16 @@ raw_settings! {
     /// Days that replaced and deleted versions are kept (default: 7).
     #[arg(long, env = "TARN_RETENTION_DAYS", value_name = "DAYS", global = true)]
     retention_days: u32,
+    /// End the process at this step of a commit, as a crash would (for tests of recovery).
+    #[arg(long, env = "TARN_FAILPOINT", value_name = "STEP", hide = true, global = true)]
+    failpoint: String,
     /// Where pulled models are kept (default: ~/.cache/tarn/models).
     #[arg(long, env = "TARN_MODELS_DIR", value_name = "DIR", global = true)]
     models_dir: PathBuf,
-    /// The model hub's address (default: https://huggingface.co; HF_ENDPOINT is honoured).
+    /// The model hub's address (default: `https://huggingface.co`; `HF_ENDPOINT` is honoured).
     #[arg(long, env = "TARN_HUB", value_name = "URL", global = true)]
     hub: String,
-    /// A token for the model hub (HF_TOKEN is honoured).
+    /// A token for the model hub (`HF_TOKEN` is honoured).
     #[arg(long, env = "TARN_HUB_TOKEN", value_name = "TOKEN", hide_env_values = true, global = true)]
     hub_token: String,
     /// What to log: error, warn, info, debug, trace, or a filter such as `tarn=debug` (default: info).

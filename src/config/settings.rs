@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{ConfigError, RawSettings};
+use crate::lake::{FailAction, FailStep, Failpoints};
 use crate::model::DtypeChoice;
 
 /// Every setting with its default filled in and checked.
@@ -18,6 +19,8 @@ pub struct Settings {
     pub lake: PathBuf,
     /// How long replaced and deleted versions stay.
     pub retention: Duration,
+    /// Where a test wants the process to end.
+    pub failpoints: Failpoints,
     /// Threads that compute, for each owner thread's team.
     pub threads: usize,
     /// Element type of weights.
@@ -150,6 +153,7 @@ impl Settings {
             embedder,
             lake: raw.lake.clone().unwrap_or_else(|| PathBuf::from("lake")),
             retention: Duration::from_secs(u64::from(raw.retention_days.unwrap_or(7)) * 86_400),
+            failpoints: failpoints(raw.failpoint.as_deref())?,
             threads,
             dtype,
             engine: engine(&raw)?,
@@ -191,6 +195,17 @@ impl Settings {
             env: "TARN_EMBEDDER",
         })
     }
+}
+
+fn failpoints(given: Option<&str>) -> Result<Failpoints, ConfigError> {
+    let Some(given) = given else { return Ok(Failpoints::default()) };
+    let step = FailStep::ALL.into_iter().find(|step| format!("{step:?}") == given);
+    let step = step.ok_or_else(|| ConfigError::OutOfRange {
+        flag: "failpoint",
+        given: given.to_owned(),
+        expected: "a step of the commit, such as LanceAppended",
+    })?;
+    Ok(Failpoints(Some((step, FailAction::Abort))))
 }
 
 fn engine(raw: &RawSettings) -> Result<EngineSettings, ConfigError> {

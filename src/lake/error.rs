@@ -23,6 +23,9 @@ pub enum LakeError {
     /// There is no such table.
     #[error("there is no table `{0}`: the lake has general_documents and general_chunks")]
     NoTable(String),
+    /// There is no such Lance dataset.
+    #[error("there is no dataset `{0}`: the lake has embeddings.lance")]
+    NoDataset(String),
     /// A query that does not fit the table.
     #[error("the query does not fit the table: {0}")]
     Query(String),

@@ -147,7 +147,7 @@ impl Lake {
     }
 
     pub(super) fn vectors_path(&self) -> PathBuf {
-        self.dir.join("lance").join("embeddings.lance")
+        self.dir.join("lance").join(super::schema::EMBEDDINGS)
     }
 
     /// What it holds, from memory.

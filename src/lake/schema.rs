@@ -6,6 +6,8 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 pub(super) const DOCUMENTS: &str = "general_documents";
 pub(super) const CHUNKS: &str = "general_chunks";
+/// The Lance dataset.
+pub(super) const EMBEDDINGS: &str = "embeddings.lance";
 
 fn list(of: DataType) -> DataType {
     DataType::List(Arc::new(Field::new("element", of, true)))

@@ -104,6 +104,7 @@ pub(super) struct State {
     pub(super) segments: Vec<Arc<Segment>>,
     pub(super) embedder: Option<String>,
     pub(super) dim: usize,
+    vectors: Option<Vectors>,
     total_bytes: u64,
 }
 
@@ -165,6 +166,7 @@ impl Lake {
             segments: Vec::new(),
             embedder: None,
             dim: 0,
+            vectors: None,
             total_bytes: 0,
         };
         let Some(documents) = Table::open(&self.documents_dir(), version).await? else { return Ok(state) };
@@ -191,6 +193,7 @@ impl Lake {
                 state.total_bytes += (segment.rows() * state.dim * 4) as u64;
                 state.segments.push(segment);
             }
+            state.vectors = Some(vectors);
         }
         Ok(state)
     }
@@ -357,6 +360,17 @@ impl Snapshot {
             .iter()
             .flat_map(|file| &file.rows)
             .filter(move |row| ingests.contains(&row.ingest_id))
+    }
+
+    pub(super) fn vectors(&self) -> Option<&Vectors> {
+        self.state.vectors.as_ref()
+    }
+
+    /// The visible versions of documents; `None` when that is all of them.
+    pub(super) fn visible_ingests(&self) -> Option<Vec<String>> {
+        self.viewer.groups.as_ref()?;
+        let all = DocumentFilter::default();
+        Some(self.visible(&all).map(|document| document.ingest_id.clone()).collect())
     }
 
     /// All visible chunks.

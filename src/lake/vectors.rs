@@ -128,6 +128,30 @@ impl Vectors {
         Ok(all)
     }
 
+    pub(super) fn schema(&self) -> SchemaRef {
+        Arc::new(arrow::datatypes::Schema::from(self.dataset.schema()))
+    }
+
+    /// At most `limit` rows that `filter` takes, after `offset` of them; empty `columns` for all.
+    pub(super) async fn scan(
+        &self,
+        columns: &[String],
+        filter: Option<datafusion::prelude::Expr>,
+        limit: usize,
+        offset: usize,
+    ) -> Result<Vec<RecordBatch>> {
+        let wrong = |error: lance::Error| LakeError::Query(error.to_string());
+        let mut scanner = self.dataset.scan();
+        if !columns.is_empty() {
+            scanner.project(columns).map_err(wrong)?;
+        }
+        if let Some(filter) = filter {
+            scanner.filter_expr(filter);
+        }
+        scanner.limit(Some(limit as i64), Some(offset as i64)).map_err(wrong)?;
+        scanner.try_into_stream().await.map_err(wrong)?.try_collect().await.map_err(wrong)
+    }
+
     /// The distinct versions of documents that have rows.
     pub(super) async fn ingest_ids(&self) -> Result<std::collections::HashSet<String>> {
         let mut scanner = self.dataset.scan();

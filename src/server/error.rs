@@ -164,7 +164,7 @@ impl From<LakeError> for ApiError {
             LakeError::NoVersion { .. } => {
                 ApiError { param: Some("as_of".to_owned()), ..ApiError::new(StatusCode::GONE, message) }
             }
-            LakeError::NoTable(_) => ApiError::not_found(message),
+            LakeError::NoTable(_) | LakeError::NoDataset(_) => ApiError::not_found(message),
             LakeError::Query(_) => ApiError::bad_request(message),
             LakeError::Dimension { .. } | LakeError::Embedder { .. } => {
                 ApiError::new(StatusCode::CONFLICT, message)

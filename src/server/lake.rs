@@ -174,6 +174,19 @@ pub(super) struct Rows {
     version: Option<String>,
 }
 
+impl Rows {
+    fn query(self) -> TableQuery {
+        let columns = self.columns.unwrap_or_default();
+        let columns = columns.split(',').map(str::trim).filter(|name| !name.is_empty());
+        TableQuery {
+            columns: columns.map(str::to_owned).collect(),
+            filter: self.filter,
+            limit: self.limit.unwrap_or(100).min(10_000),
+            offset: self.offset.unwrap_or(0),
+        }
+    }
+}
+
 pub(super) async fn query(
     State(state): State<AppState>,
     Customer(customer): Customer,
@@ -181,17 +194,19 @@ pub(super) async fn query(
     Query(rows): Query<Rows>,
 ) -> Result<Json<Value>, ApiError> {
     let snapshot = open(&state, &customer, rows.version.as_deref()).await?;
-    let columns =
-        rows.columns.as_deref().unwrap_or("").split(',').map(str::trim).filter(|name| !name.is_empty());
-    let query = TableQuery {
-        columns: columns.map(str::to_owned).collect(),
-        filter: rows.filter,
-        limit: rows.limit.unwrap_or(100).min(10_000),
-        offset: rows.offset.unwrap_or(0),
-    };
-    let batches = snapshot.scan(&table, &query).await?;
-    let found = to_json(&batches)?;
+    let found = to_json(&snapshot.scan(&table, &rows.query()).await?)?;
     Ok(Json(json!({"table": table, "version": snapshot.version(), "count": found.len(), "rows": found})))
+}
+
+pub(super) async fn query_vectors(
+    State(state): State<AppState>,
+    Customer(customer): Customer,
+    Path(dataset): Path<String>,
+    Query(rows): Query<Rows>,
+) -> Result<Json<Value>, ApiError> {
+    let snapshot = open(&state, &customer, rows.version.as_deref()).await?;
+    let found = to_json(&snapshot.scan_vectors(&dataset, &rows.query()).await?)?;
+    Ok(Json(json!({"dataset": dataset, "version": snapshot.version(), "count": found.len(), "rows": found})))
 }
 
 fn to_json(batches: &[RecordBatch]) -> Result<Vec<Value>, ApiError> {

@@ -82,6 +82,7 @@ pub fn router(state: AppState) -> Router {
         .route("/delta/schema/{table}", get(lake::schema))
         .route("/delta/query/{table}", get(lake::query))
         .route("/lance/datasets", get(lake::datasets))
+        .route("/lance/query/{dataset}", get(lake::query_vectors))
         .route("/stats", get(lake::stats))
         .layer(DefaultBodyLimit::max(MAX_JSON))
         .merge(uploads)

@@ -37,6 +37,7 @@ pub(super) const OPERATIONS: &[(&str, &str, &str, bool, &[u16])] = &[
     ("/delta/schema/{table}", "get", "A table's schema", false, &[400, 401, 404]),
     ("/delta/query/{table}", "get", "Rows of a table", false, &[400, 401, 404, 410]),
     ("/lance/datasets", "get", "Lance datasets", false, &[400, 401]),
+    ("/lance/query/{dataset}", "get", "Rows of a Lance dataset", false, &[400, 401, 404, 410]),
     ("/stats", "get", "What the lake holds", false, &[400, 401]),
     ("/health", "get", "Alive; never touches storage", false, &[]),
     ("/ready", "get", "Models loaded, not stopping", false, &[503]),
