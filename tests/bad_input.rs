@@ -162,9 +162,9 @@ fn a_document_that_takes_too_long_or_too_much_is_stopped() {
     let (embedder, lake) = (dir.path().join("embedder"), dir.path().join("lake"));
     write_embedder(&embedder);
     let file = dir.path().join("large.csv");
-    std::fs::write(&file, "a;b;c\n".repeat(4 << 20)).expect("writes");
+    std::fs::write(&file, "a;b;c\n".repeat(16 << 20)).expect("writes");
     for (limit, value, words) in
-        [("--parse-seconds", "1", "--parse-seconds"), ("--parse-mb", "64", "--parse-mb")]
+        [("--parse-seconds", "1", "--parse-seconds"), ("--parse-mb", "256", "--parse-mb")]
     {
         let output = tarn(&embedder, &lake).args(["ingest", limit, value]).arg(&file).output().expect("runs");
         let line: Value = serde_json::from_slice(&output.stdout).expect("one line");

@@ -261,7 +261,7 @@ impl Pipeline {
             })?;
         let embedder = self.embed.fingerprint();
         let wanted: HashSet<String> = hashes.iter().cloned().collect();
-        let mut known = snapshot.reusable_vectors(&id, &embedder, &wanted);
+        let mut known = snapshot.reusable_vectors(&id, &embedder, &wanted).await?;
         self.embed_missing(&texts, &hashes, &mut known).await?;
         let ingest = ingest_id();
         let chunker = self.chunker();

@@ -1,27 +1,27 @@
 //! The one transaction: documents, chunks and vectors change together or not at all.
 //!
-//! 0. Without a lock: data files are written and synced. 1. The lock. 2. What a dead writer left is repaired.
-//! 3. Lance: append, then delete replaced rows. 4. Chunks. 5. Documents with the pins: **the commit point**.
-//! 6. All is synced, the lock is released, the caller is told.
+//! 1. The lock. 2. What a dead writer left is repaired. 3. Lance: append, then delete replaced rows. 4. Chunks. All of
+//! it is synced. 5. Documents with the pins: **the commit point.** 6. Synced again, the lock is released, the caller is
+//! told. Parsing and embedding, which take long, come before (decision 004).
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arrow::array::{ArrayRef, FixedSizeListArray, Float32Array, Int32Array, StringArray};
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
 use super::commit_lock::CommitLock;
 use super::delta_table::{Table, TableChange};
-use super::error::{LakeError, Result};
+use super::error::{LakeError, Result, io};
 use super::failpoint::FailStep;
 use super::lakes::Lake;
 use super::parquet_file;
 use super::rows::{ChunkRow, DocumentRow, to_batch};
 use super::schema::{self, CHUNKS, DOCUMENTS};
-use super::snapshot::pins;
-use super::vectors::{self, Vectors, strings};
+use super::state::{blocking, pins};
+use super::vectors::{Vectors, strings};
 
 /// Data files of a table before the small ones are merged.
 const MANY_FILES: usize = 32;
@@ -77,16 +77,32 @@ pub struct CommitReceipt {
 }
 
 impl Lake {
-    /// Carries out `changes` as one version. When this returns, the changes are durable.
+    /// Carries out `changes` as one version, all of them or none. When this returns, they are durable. Of several
+    /// changes of one document the last counts. A commit that has begun ends, whether somebody waits for it or not.
     ///
     /// # Errors
     /// [`LakeError`]; nothing of the changes is then visible.
-    pub async fn commit(&self, changes: Vec<DocumentChange>) -> Result<CommitReceipt> {
-        let since = SystemTime::now() - std::time::Duration::from_secs(2);
+    pub async fn commit(self: &Arc<Self>, changes: Vec<DocumentChange>) -> Result<CommitReceipt> {
         changes.iter().try_for_each(check)?;
-        self.config.failpoints.at(FailStep::Prepared)?;
+        // A task of its own: a caller that goes away must not release the lock under a write that still runs.
+        let lake = self.clone();
+        let receipt = tokio::spawn(async move { lake.commit_under_lock(changes).await });
+        let receipt = receipt.await.map_err(|error| LakeError::Task(error.to_string()))??;
+        if let Err(error) = self.newest().await {
+            tracing::warn!(%error, "the version that was just committed could not be opened yet");
+        }
+        Ok(receipt)
+    }
+
+    async fn commit_under_lock(&self, changes: Vec<DocumentChange>) -> Result<CommitReceipt> {
+        let failpoints = self.config.failpoints;
+        failpoints.at(FailStep::Prepared)?;
+        let only_deletes = changes.iter().all(|change| matches!(change, DocumentChange::Delete { .. }));
+        if only_deletes && !super::delta_table::exists(&self.documents_dir()) {
+            return Ok(CommitReceipt { version: -1, applied: vec![Applied::NotFound; changes.len()] });
+        }
         let _lock = CommitLock::acquire(&self.dir).await?;
-        self.config.failpoints.at(FailStep::Locked)?;
+        failpoints.at(FailStep::Locked)?;
         let mut documents = match Table::open(&self.documents_dir(), None).await? {
             Some(table) => table,
             None => Table::create(&self.documents_dir(), DOCUMENTS, &schema::documents()).await?,
@@ -114,22 +130,39 @@ impl Lake {
                 vectors.compact().await?;
             }
             lance_version = vectors.version();
-            vectors::sync(&self.vectors_path(), since)?;
         }
-        let rows: Vec<&ChunkRow> = plan.puts.iter().flat_map(|bundle| &bundle.chunks).collect();
-        let change = change(&chunks, &schema::chunks(), &rows, &plan.gone)?;
+        let (new_chunks, new_documents): (Vec<ChunkRow>, Vec<DocumentRow>) = {
+            let (mut new_chunks, mut new_documents) = (Vec::new(), Vec::new());
+            for bundle in plan.puts {
+                new_chunks.extend(bundle.chunks);
+                new_documents.push(bundle.document);
+            }
+            (new_chunks, new_documents)
+        };
+        let gone = Arc::new(plan.gone);
+        let change = change(&chunks, schema::chunks(), new_chunks, gone.clone()).await?;
         let chunk_version =
             if change.is_empty() { chunks.version() } else { chunks.commit(change, &[]).await? };
-        self.config.failpoints.at(FailStep::ChunksCommitted)?;
+        failpoints.at(FailStep::ChunksCommitted)?;
 
-        let rows: Vec<&DocumentRow> = plan.puts.iter().map(|bundle| &bundle.document).collect();
-        let change = self::change(&documents, &schema::documents(), &rows, &plan.gone)?;
+        let change = self::change(&documents, schema::documents(), new_documents, gone).await?;
         let pins = [("tarn/lance", lance_version as i64), ("tarn/chunks", chunk_version)];
+        self.sync().await?;
         let version = documents.commit(change, &pins).await?;
-        self.config.failpoints.at(FailStep::DocumentsCommitted)?;
-        drop(state);
-        self.newest().await?;
+        failpoints.at(FailStep::DocumentsCommitted)?;
+        self.sync().await?;
         Ok(CommitReceipt { version, applied: plan.applied })
+    }
+
+    /// Everything that was written to the lake's file system is on its disk when this returns. One call for the whole
+    /// file system, because deltalake and Lance do not say which files and folders they wrote.
+    async fn sync(&self) -> Result<()> {
+        let dir = self.dir.clone();
+        blocking(move || {
+            let synced = |dir: &Path| Ok(rustix::fs::syncfs(std::fs::File::open(dir)?)?);
+            synced(&dir).map_err(io(&dir))
+        })
+        .await
     }
 
     async fn commit_vectors(
@@ -174,6 +207,9 @@ fn check(change: &DocumentChange) -> Result<()> {
     if terms != chunks || bundle.document.chunk_count as usize != chunks || !same {
         return Err(LakeError::Bundle(format!("{chunks} chunks, {terms} texts of terms, ids agree: {same}")));
     }
+    if bundle.vectors.iter().any(|number| !number.is_finite()) {
+        return Err(LakeError::Bundle("a vector has a number that is not finite".to_owned()));
+    }
     if (chunks == 0 && numbers > 0) || (chunks > 0 && (numbers == 0 || !numbers.is_multiple_of(chunks))) {
         return Err(LakeError::Bundle(format!("{chunks} chunks, {numbers} numbers of vectors")));
     }
@@ -191,49 +227,57 @@ struct Plan {
 impl Plan {
     fn new(changes: Vec<DocumentChange>, live: &HashMap<&str, &DocumentRow>) -> Plan {
         let mut plan = Plan { puts: Vec::new(), gone: HashSet::new(), applied: Vec::new() };
-        let mut kept: HashSet<String> = HashSet::new();
+        let id = |change: &DocumentChange| match change {
+            DocumentChange::Delete { document_id } => document_id.clone(),
+            DocumentChange::Put(bundle) => bundle.document.document_id.clone(),
+        };
+        let last: HashMap<String, usize> = changes.iter().map(id).zip(0..).collect();
+        let put: HashSet<String> =
+            changes.iter().filter(|change| matches!(change, DocumentChange::Put(_))).map(id).collect();
         let mut parents: Vec<String> = Vec::new();
-        for change in changes {
+        for (at, change) in changes.into_iter().enumerate() {
+            let counts = last[&id(&change)] == at;
             let applied = match change {
                 DocumentChange::Delete { document_id } => match live.get(document_id.as_str()) {
                     Some(row) => {
-                        plan.gone.insert(row.ingest_id.clone());
-                        parents.push(document_id);
+                        if counts {
+                            plan.gone.insert(row.ingest_id.clone());
+                            parents.push(document_id);
+                        }
                         Applied::Deleted
                     }
                     None => Applied::NotFound,
                 },
                 DocumentChange::Put(bundle) => {
                     let row = &bundle.document;
-                    kept.insert(row.document_id.clone());
-                    // The same document twice in one commit: the last one counts.
-                    plan.puts.retain(|other| other.document.document_id != row.document_id);
-                    match live.get(row.document_id.as_str()) {
-                        Some(old)
-                            if old.content_sha256 == row.content_sha256
-                                && old.pipeline() == row.pipeline() =>
-                        {
-                            Applied::Unchanged
-                        }
-                        Some(old) => {
-                            plan.gone.insert(old.ingest_id.clone());
-                            parents.push(row.document_id.clone());
+                    let old = live.get(row.document_id.as_str());
+                    let same = |old: &&&DocumentRow| {
+                        old.content_sha256 == row.content_sha256 && old.pipeline() == row.pipeline()
+                    };
+                    if old.filter(same).is_some() {
+                        Applied::Unchanged
+                    } else {
+                        if counts {
+                            plan.gone.extend(old.map(|old| old.ingest_id.clone()));
+                            parents.extend(old.map(|old| old.document_id.clone()));
                             plan.puts.push(*bundle);
-                            Applied::Replaced
                         }
-                        None => {
-                            plan.puts.push(*bundle);
-                            Applied::Added
-                        }
+                        if old.is_some() { Applied::Replaced } else { Applied::Added }
                     }
                 }
             };
             plan.applied.push(applied);
         }
         // Children of what was deleted or replaced go with it, down to the last archive in an archive.
+        let mut children: HashMap<&str, Vec<&DocumentRow>> = HashMap::new();
+        for row in live.values().filter(|_| !parents.is_empty()) {
+            if let Some(parent) = &row.parent_document_id {
+                children.entry(parent).or_default().push(row);
+            }
+        }
         while let Some(parent) = parents.pop() {
-            for row in live.values().filter(|row| row.parent_document_id.as_deref() == Some(&parent)) {
-                if !kept.contains(&row.document_id) && plan.gone.insert(row.ingest_id.clone()) {
+            for row in children.get(parent.as_str()).into_iter().flatten() {
+                if !put.contains(&row.document_id) && plan.gone.insert(row.ingest_id.clone()) {
                     parents.push(row.document_id.clone());
                 }
             }
@@ -244,9 +288,19 @@ impl Plan {
 
 /// Adds `rows`, takes the rows of `gone` out of the files that have them (copy-on-write), and merges small files when
 /// there are many.
-fn change<T: serde::Serialize>(
+async fn change<T: serde::Serialize + Send + 'static>(
     table: &Table,
-    schema: &arrow::datatypes::SchemaRef,
+    schema: SchemaRef,
+    rows: Vec<T>,
+    gone: Arc<HashSet<String>>,
+) -> Result<TableChange> {
+    let table = table.clone();
+    blocking(move || change_blocking(&table, &schema, &rows, &gone)).await
+}
+
+fn change_blocking<T: serde::Serialize>(
+    table: &Table,
+    schema: &SchemaRef,
     rows: &[T],
     gone: &HashSet<String>,
 ) -> Result<TableChange> {
@@ -254,17 +308,17 @@ fn change<T: serde::Serialize>(
     let files = table.files()?;
     let merge = files.len() > MANY_FILES;
     let mut kept: Vec<RecordBatch> = Vec::new();
-    for (path, size) in &files {
-        let small = merge && *size < 8 << 20;
-        if gone.is_empty() && !small {
+    for file in &files {
+        let small = merge && file.size < 8 << 20;
+        if !small && !gone.iter().any(|ingest| file.may_have(ingest)) {
             continue;
         }
-        let batches = parquet_file::read(&table.dir.join(path))?;
+        let batches = parquet_file::read(&table.dir.join(&file.path))?;
         let dead = |batch: &RecordBatch| strings(batch, "ingest_id").iter().any(|id| gone.contains(id));
         if !small && !batches.iter().any(dead) {
             continue;
         }
-        change.removes.push(path.clone());
+        change.removes.push(file.path.clone());
         for batch in batches {
             let live: arrow::array::BooleanArray =
                 strings(&batch, "ingest_id").iter().map(|id| Some(!gone.contains(id))).collect();
@@ -292,7 +346,7 @@ fn embeddings_batch(puts: &[DocumentBundle], dim: usize, embedder: &str) -> Resu
             "documents of one commit have vectors of different lengths".to_owned(),
         ));
     }
-    let item = Arc::new(Field::new("item", DataType::Float32, true));
+    let item = Arc::new(Field::new("item", DataType::Float32, false));
     let vectors = FixedSizeListArray::try_new(item, dim as i32, Arc::new(Float32Array::from(numbers)), None)?;
     let languages: StringArray = chunks().map(|chunk| chunk.language.as_deref()).collect();
     let terms: Vec<&str> = puts.iter().flat_map(|bundle| bundle.terms.iter().map(String::as_str)).collect();

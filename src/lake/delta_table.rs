@@ -12,6 +12,7 @@ use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, ArrayType, DataType, PrimitiveType, Transaction};
 use deltalake::logstore::LogStoreRef;
 use deltalake::protocol::{DeltaOperation, SaveMode};
+use deltalake::table::config::TableProperty;
 use deltalake::{DeltaTable, DeltaTableBuilder};
 
 use super::error::{LakeError, Result, io};
@@ -22,6 +23,25 @@ use super::parquet_file;
 pub(super) struct Table {
     pub(super) dir: PathBuf,
     inner: DeltaTable,
+}
+
+/// An active data file.
+#[derive(Debug, Clone)]
+pub(super) struct DataFile {
+    /// In the table.
+    pub(super) path: String,
+    pub(super) size: u64,
+    /// The smallest and largest `ingest_id` of its rows, where the log says so.
+    ingests: Option<(String, String)>,
+}
+
+impl DataFile {
+    /// Whether it may have rows of this version of a document.
+    pub(super) fn may_have(&self, ingest_id: &str) -> bool {
+        self.ingests
+            .as_ref()
+            .is_none_or(|(first, last)| (first.as_str()..=last.as_str()).contains(&ingest_id))
+    }
 }
 
 /// What a commit does to a table.
@@ -58,7 +78,9 @@ impl Table {
         std::fs::create_dir_all(dir).map_err(io(dir))?;
         let mut builder = deltalake::operations::create::CreateBuilder::new()
             .with_log_store(DeltaTableBuilder::from_url(url(dir)?)?.build_storage()?)
-            .with_table_name(name);
+            .with_table_name(name)
+            // What is kept for how long is for the lake to say, not for Delta's thirty days.
+            .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"));
         for field in schema.fields() {
             builder =
                 builder.with_column(field.name(), delta_type(field.data_type()), field.is_nullable(), None);
@@ -89,15 +111,20 @@ impl Table {
         self.inner.version().map_or(-1, |version| version as i64)
     }
 
-    /// Active files: path in the table, and size.
-    pub(super) fn files(&self) -> Result<Vec<(String, i64)>> {
-        Ok(self
-            .inner
-            .snapshot()?
-            .log_data()
-            .iter()
-            .map(|file| (file.path().into_owned(), file.size()))
-            .collect())
+    /// Active files.
+    pub(super) fn files(&self) -> Result<Vec<DataFile>> {
+        let range = |stats: String| {
+            let stats: serde_json::Value = serde_json::from_str(&stats).ok()?;
+            let of = |side: &str| stats[side]["ingest_id"].as_str().map(str::to_owned);
+            Some((of("minValues")?, of("maxValues")?))
+        };
+        let files = self.inner.snapshot()?.log_data();
+        let file = |file: deltalake::kernel::LogicalFileView| DataFile {
+            path: file.path().into_owned(),
+            size: file.size() as u64,
+            ingests: file.stats().and_then(range),
+        };
+        Ok(files.iter().map(file).collect())
     }
 
     /// The Add actions of the active files, to put them back after a repair.
@@ -134,7 +161,7 @@ impl Table {
         })
     }
 
-    /// Commits `change` with application versions, syncs the log, and returns the new version.
+    /// Commits `change` with application versions and returns the new version; syncing is for the caller.
     pub(super) async fn commit(&mut self, change: TableChange, pins: &[(&str, i64)]) -> Result<i64> {
         let snapshot = self.inner.snapshot()?;
         let mut actions: Vec<Action> = Vec::new();
@@ -154,7 +181,6 @@ impl Table {
             .await?;
         let version = committed.version() as i64;
         self.inner.state = Some(committed.snapshot());
-        sync_log(&self.dir, version)?;
         Ok(version)
     }
 }
@@ -173,15 +199,6 @@ pub(super) fn log_file(dir: &Path, version: i64) -> PathBuf {
 pub(super) fn version_time(dir: &Path, version: i64) -> Option<i64> {
     let modified = std::fs::metadata(log_file(dir, version)).ok()?.modified().ok()?;
     Some(modified.duration_since(std::time::UNIX_EPOCH).ok()?.as_micros() as i64)
-}
-
-fn sync_log(dir: &Path, version: i64) -> Result<()> {
-    let file = log_file(dir, version);
-    std::fs::File::open(&file).and_then(|file| file.sync_all()).map_err(io(&file))?;
-    for folder in [dir.join("_delta_log"), dir.to_owned()] {
-        std::fs::File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io(&folder))?;
-    }
-    Ok(())
 }
 
 fn url(dir: &Path) -> Result<url::Url> {

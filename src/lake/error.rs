@@ -10,8 +10,16 @@ pub enum LakeError {
         "`{0}` is not a customer id: use 1 to 63 of a-z, 0-9, `-` and `_`, beginning with a letter or digit"
     )]
     Customer(String),
-    /// There is no such version, or it is not kept any more.
-    #[error("lake version {wanted} is not there: versions {oldest} to {newest} are kept")]
+    /// A version or time before what is kept.
+    #[error("the lake as of {wanted} is not kept any more: the oldest version is {oldest}")]
+    Expired {
+        /// What was asked for.
+        wanted: String,
+        /// The oldest kept.
+        oldest: i64,
+    },
+    /// There is no such version.
+    #[error("there is no lake version {wanted}: there are versions {oldest} to {newest}")]
     NoVersion {
         /// What was asked for.
         wanted: String,

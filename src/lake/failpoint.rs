@@ -5,7 +5,7 @@ use super::error::{LakeError, Result};
 /// A step of the commit protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailStep {
-    /// Data files are written, nothing is locked.
+    /// The changes are there, nothing is locked.
     Prepared,
     /// The lock is held.
     Locked,

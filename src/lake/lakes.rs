@@ -10,8 +10,7 @@ use tarn_kernels::Exec;
 use super::error::{LakeError, Result};
 use super::failpoint::Failpoints;
 use super::originals::{self, OriginalRef};
-use super::segment::Segment;
-use super::snapshot::{ChunkFile, State};
+use super::state::{Cache, State};
 
 /// Where the lakes are and how they are read.
 #[derive(Debug, Clone)]
@@ -71,21 +70,10 @@ impl Lakes {
                 latest: tokio::sync::Mutex::new(None),
                 stats: Mutex::new(LakeStats::default()),
                 cache: Mutex::new(Cache::default()),
+                old_turn: tokio::sync::Mutex::new(()),
             })
         });
         Ok(lake.clone())
-    }
-
-    /// Customers that have a lake.
-    #[must_use]
-    pub fn customers(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(&self.config.root).into_iter().flatten().flatten();
-        let mut names: Vec<String> = entries
-            .filter(|entry| entry.path().join("delta").is_dir())
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
     }
 }
 
@@ -104,14 +92,6 @@ pub struct LakeStats {
     pub total_bytes: u64,
 }
 
-/// Decoded immutable files, by path or fragment.
-#[derive(Debug, Default)]
-pub(super) struct Cache {
-    pub(super) documents: HashMap<String, Arc<Vec<super::DocumentRow>>>,
-    pub(super) chunks: HashMap<String, Arc<ChunkFile>>,
-    pub(super) segments: HashMap<u64, Arc<Segment>>,
-}
-
 /// One customer's lake.
 #[derive(Debug)]
 pub struct Lake {
@@ -123,6 +103,8 @@ pub struct Lake {
     pub(super) latest: tokio::sync::Mutex<Option<Arc<State>>>,
     pub(super) stats: Mutex<LakeStats>,
     pub(super) cache: Mutex<Cache>,
+    /// Held while an old version is loaded.
+    pub(super) old_turn: tokio::sync::Mutex<()>,
 }
 
 impl Lake {

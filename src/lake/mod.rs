@@ -9,7 +9,8 @@
 //! | `schema`, `rows`, `identity` | what is stored |
 //! | `delta_table`, `parquet_file`, `vectors` | the two formats |
 //! | `commit`, `recover`, `commit_lock`, `failpoint` | the one transaction, and what a dead writer leaves |
-//! | `snapshot`, `segment`, `query` | reading one version |
+//! | `snapshot`, `state` | one version, as one viewer sees it |
+//! | `search`, `segment`, `query` | finding chunks and rows in it |
 //!
 //! **Invariant:** `lance`, `deltalake`, `datafusion` and `object_store` occur nowhere else.
 
@@ -26,8 +27,10 @@ mod query;
 mod recover;
 mod rows;
 mod schema;
+mod search;
 mod segment;
 mod snapshot;
+mod state;
 mod vectors;
 
 pub use arrow::record_batch::RecordBatch;

@@ -55,7 +55,7 @@ impl Lake {
             _ => None,
         };
         let adds = kept.map_or_else(|| Ok(Vec::new()), |table| table.adds())?;
-        let head: Vec<String> = chunks.files()?.into_iter().map(|(path, _)| path).collect();
+        let head: Vec<String> = chunks.files()?.into_iter().map(|file| file.path).collect();
         let change = TableChange {
             removes: head.iter().filter(|path| !adds.iter().any(|add| add.path == **path)).cloned().collect(),
             adds: adds.into_iter().filter(|add| !head.contains(&add.path)).collect(),

@@ -34,7 +34,7 @@ pub(super) fn documents() -> SchemaRef {
         ("original", Utf8, true),
         ("content_sha256", Utf8, false),
         ("size_bytes", Int64, false),
-        ("media_type", Utf8, true),
+        ("media_type", Utf8, false),
         ("language", Utf8, true),
         ("title", Utf8, true),
         ("collections", list(Utf8), true),
@@ -83,7 +83,7 @@ pub(super) fn chunks() -> SchemaRef {
 /// `embeddings.lance`: what retrieval needs, rebuildable from the chunks.
 pub(super) fn embeddings(dim: usize, embedder: &str) -> SchemaRef {
     use DataType::{Float32, Int32, Utf8};
-    let vector = DataType::FixedSizeList(Arc::new(Field::new("item", Float32, true)), dim as i32);
+    let vector = DataType::FixedSizeList(Arc::new(Field::new("item", Float32, false)), dim as i32);
     let schema = fields(&[
         ("chunk_id", Utf8, false),
         ("ingest_id", Utf8, false),

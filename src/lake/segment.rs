@@ -4,6 +4,7 @@
 //! one document frequency over all segments.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
 use tarn_kernels::{Exec, View, scan_topk};
@@ -31,7 +32,6 @@ pub(super) struct Segment {
     /// Rows and counts by term.
     postings: HashMap<String, Vec<(u32, u16)>>,
     lengths: Vec<u32>,
-    pub(super) total_length: u64,
 }
 
 impl Segment {
@@ -45,7 +45,6 @@ impl Segment {
             dim,
             postings: HashMap::new(),
             lengths: Vec::new(),
-            total_length: 0,
         };
         let mut known: HashMap<String, u32> = HashMap::new();
         for batch in batches {
@@ -84,7 +83,6 @@ impl Segment {
             }
         }
         self.lengths.push(length);
-        self.total_length += u64::from(length);
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -118,9 +116,29 @@ impl Segment {
         Ok(scan_topk(exec, matrix, query, k, Some(keep))?)
     }
 
-    /// Rows that have `term`.
-    pub(super) fn frequency(&self, term: &str) -> usize {
-        self.postings.get(term).map_or(0, Vec::len)
+    /// Which ingest a row is of.
+    pub(super) fn ingest(&self, row: u32) -> &str {
+        &self.ingests[self.ingest_of[row as usize] as usize]
+    }
+
+    /// Whether one of `others` has rows of an ingest that has rows here.
+    pub(super) fn shares_an_ingest<'a>(
+        &self,
+        mut others: impl Iterator<Item = (usize, &'a Arc<Segment>)>,
+    ) -> bool {
+        let own: HashSet<&str> = self.ingests.iter().map(String::as_str).collect();
+        others.any(|(_, other)| other.ingests.iter().any(|ingest| own.contains(ingest.as_str())))
+    }
+
+    /// Number and total length of the `kept` rows.
+    pub(super) fn extent(&self, kept: &[u64]) -> (usize, u64) {
+        let rows = (0..self.rows()).filter(|row| has(kept, *row as u32));
+        rows.fold((0, 0), |(count, length), row| (count + 1, length + u64::from(self.lengths[row])))
+    }
+
+    /// How many of the `kept` rows have `term`.
+    pub(super) fn frequency(&self, term: &str, kept: &[u64]) -> usize {
+        self.postings.get(term).map_or(0, |list| list.iter().filter(|(row, _)| has(kept, *row)).count())
     }
 
     /// BM25 of the kept rows for `(term, idf)`s; `average` is the mean length over all segments.
@@ -128,7 +146,7 @@ impl Segment {
         let mut scores: HashMap<u32, f32> = HashMap::new();
         for (term, idf) in terms {
             for (row, count) in self.postings.get(*term).map_or(&[][..], Vec::as_slice) {
-                if keep[*row as usize / 64] >> (row % 64) & 1 == 0 {
+                if !has(keep, *row) {
                     continue;
                 }
                 let length = self.lengths[*row as usize] as f32;
@@ -139,15 +157,8 @@ impl Segment {
         }
         scores.into_iter().collect()
     }
+}
 
-    /// Vectors of the rows whose chunk is in `wanted`, by chunk.
-    pub(super) fn vectors_of<'a>(
-        &'a self,
-        wanted: &HashSet<&str>,
-    ) -> impl Iterator<Item = (&'a str, &'a [f32])> {
-        let rows: Vec<usize> =
-            (0..self.rows()).filter(|row| wanted.contains(self.chunk_ids[*row].as_str())).collect();
-        rows.into_iter()
-            .map(|row| (self.chunk_ids[row].as_str(), &self.vectors[row * self.dim..(row + 1) * self.dim]))
-    }
+fn has(bits: &[u64], row: u32) -> bool {
+    bits[row as usize / 64] >> (row % 64) & 1 == 1
 }

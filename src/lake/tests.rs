@@ -23,6 +23,7 @@ fn bundle(uri: &str, text: &str, chunks: i32) -> DocumentChange {
         name: uri.to_owned(),
         content_sha256: sha.clone(),
         chunk_count: chunks,
+        media_type: Some("text/plain".to_owned()),
         parser: "p".to_owned(),
         chunker: "c".to_owned(),
         embedder: "e".to_owned(),
@@ -57,7 +58,7 @@ async fn texts(lakes: &Lakes) -> Vec<String> {
         lakes.customer("default").expect("lake").snapshot(None, &Viewer::all()).await.expect("snapshot");
     let mut texts = Vec::new();
     for document in snapshot.documents(&DocumentFilter::default(), 1000, 0) {
-        let chunks = snapshot.chunks(&document.document_id);
+        let chunks = snapshot.chunks(&document.document_id).await.expect("chunks");
         assert_eq!(chunks.len(), document.chunk_count as usize, "a document is whole");
         let terms = [chunks[0].text.split(' ').next().expect("word").to_owned()];
         let found = snapshot.text_search(&terms, 50, &DocumentFilter::default()).await.expect("searches");
@@ -198,4 +199,114 @@ async fn a_viewer_sees_what_its_groups_may_see() {
     assert_eq!(count(Viewer::groups(vec!["sales".to_owned()])).await, 1);
     assert_eq!(count(Viewer::groups(vec!["board".to_owned()])).await, 2);
     assert!(lakes.customer("../x").is_err());
+}
+
+#[tokio::test]
+async fn of_two_changes_of_one_document_in_a_commit_the_last_counts() {
+    let dir = tempfile::tempdir().expect("dir");
+    let lakes = lakes(dir.path(), Failpoints::default());
+    let lake = lakes.customer("default").expect("lake");
+    lake.commit(vec![bundle("a", "alpha", 1)]).await.expect("commits");
+    // Something new and then what is there: the document must not go.
+    lake.commit(vec![bundle("a", "beta", 1), bundle("a", "alpha", 1)]).await.expect("commits");
+    assert_eq!(texts(&lakes).await, ["alpha 0"]);
+    let delete = DocumentChange::Delete { document_id: document_id("default", "a") };
+    lake.commit(vec![delete.clone(), bundle("a", "alpha", 1)]).await.expect("commits");
+    assert_eq!(texts(&lakes).await, ["alpha 0"]);
+    lake.commit(vec![bundle("a", "gamma", 1), bundle("a", "delta", 2)]).await.expect("commits");
+    assert_eq!(texts(&lakes).await, ["delta 0"]);
+    lake.commit(vec![bundle("a", "epsilon", 1), delete]).await.expect("commits");
+    assert!(texts(&lakes).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_first_commit_that_stops_at_any_step_does_not_spoil_the_lake() {
+    for step in FailStep::ALL {
+        let dir = tempfile::tempdir().expect("dir");
+        let bad = lakes(dir.path(), Failpoints(Some((step, FailAction::Error))));
+        bad.customer("default")
+            .expect("lake")
+            .commit(vec![bundle("a", "alpha", 1)])
+            .await
+            .expect_err("stops");
+        let good = lakes(dir.path(), Failpoints::default());
+        let committed = step == FailStep::DocumentsCommitted;
+        assert_eq!(texts(&good).await.len(), usize::from(committed), "{step:?}");
+        let lake = good.customer("default").expect("lake");
+        lake.commit(vec![bundle("b", "beta", 1)]).await.expect("commits");
+        assert_eq!(texts(&good).await.len(), 1 + usize::from(committed), "{step:?}");
+    }
+    // A writer that died while it created the dataset: folders, no manifest.
+    let dir = tempfile::tempdir().expect("dir");
+    std::fs::create_dir_all(dir.path().join("default/lance/embeddings.lance/_versions")).expect("folders");
+    let lakes = lakes(dir.path(), Failpoints::default());
+    lakes.customer("default").expect("lake").commit(vec![bundle("b", "beta", 1)]).await.expect("commits");
+    assert_eq!(texts(&lakes).await, ["beta 0"]);
+}
+
+#[tokio::test]
+async fn an_old_version_finds_what_was_deleted_since() {
+    let dir = tempfile::tempdir().expect("dir");
+    let lakes = lakes(dir.path(), Failpoints::default());
+    let lake = lakes.customer("default").expect("lake");
+    let first =
+        lake.commit(vec![bundle("a", "alpha", 1), bundle("b", "beta", 3)]).await.expect("commits").version;
+    let delete = DocumentChange::Delete { document_id: document_id("default", "b") };
+    lake.commit(vec![delete]).await.expect("commits");
+    let all = DocumentFilter::default();
+    let hits = async |as_of| {
+        let snapshot = lake.snapshot(as_of, &Viewer::all()).await.expect("snapshot");
+        snapshot.text_search(&["beta".to_owned()], 9, &all).await.expect("hits").len()
+    };
+    // The index of the newest version is loaded first and lacks the deleted rows.
+    assert_eq!(hits(None).await, 0);
+    assert_eq!(hits(Some(AsOf::Version(first))).await, 3);
+    assert_eq!(hits(None).await, 0);
+    assert_eq!(hits(Some(AsOf::Version(first))).await, 3);
+    let long_ago = AsOf::Time(chrono::DateTime::UNIX_EPOCH);
+    let refused = lake.snapshot(Some(long_ago), &Viewer::all()).await.expect_err("refused");
+    assert!(matches!(refused, LakeError::Expired { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn filters_are_expressions_and_nothing_more() {
+    let dir = tempfile::tempdir().expect("dir");
+    let lakes = lakes(dir.path(), Failpoints::default());
+    let lake = lakes.customer("default").expect("lake");
+    lake.commit(vec![bundle("a", "alpha", 3)]).await.expect("commits");
+    lake.commit(vec![bundle("b", "beta", 2)]).await.expect("commits");
+    let snapshot = lake.snapshot(None, &Viewer::all()).await.expect("snapshot");
+    let query = |filter: &str, columns: &[&str]| TableQuery {
+        columns: columns.iter().map(|name| (*name).to_owned()).collect(),
+        filter: Some(filter.to_owned()),
+        limit: 3,
+        offset: 1,
+    };
+    let rows = async |filter: &str| -> usize {
+        let query = query(filter, &["text"]);
+        let found = snapshot.scan("general_chunks", &query).await.expect("scans");
+        let vectors = snapshot.scan_vectors("embeddings.lance", &query).await.expect("scans");
+        let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+        assert_eq!(count(&found), count(&vectors), "{filter}");
+        assert!(found.iter().all(|batch| batch.num_columns() == 1));
+        count(&found)
+    };
+    assert_eq!(rows("ordinal >= 0").await, 3);
+    assert_eq!(rows("ordinal = 1").await, 1);
+    assert_eq!(rows("text LIKE 'alpha%' AND length(text) > 3").await, 2);
+    assert_eq!(rows("starts_with(lower(text), 'beta')").await, 1);
+    for wrong in
+        ["length(repeat(text, 1000000)) > 0", "nothing = 1", "1 = 1; drop table x", "text IN (SELECT 1)"]
+    {
+        for table in [true, false] {
+            let query = query(wrong, &[]);
+            let answer = match table {
+                true => snapshot.scan("general_chunks", &query).await,
+                false => snapshot.scan_vectors("embeddings.lance", &query).await,
+            };
+            assert!(matches!(answer, Err(LakeError::Query(_))), "{wrong}");
+        }
+    }
+    let answer = snapshot.scan_vectors("other.lance", &query("true", &[])).await;
+    assert!(matches!(answer, Err(LakeError::NoDataset(_))));
 }

@@ -1,6 +1,6 @@
 //! The Lance dataset `embeddings.lance`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{Array, FixedSizeListArray, Float32Array, RecordBatchIterator};
@@ -30,10 +30,19 @@ impl Vectors {
         if let Some(version) = version {
             builder = builder.with_version(version);
         }
-        Ok(Some(Vectors { dataset: Arc::new(builder.load().await?) }))
+        match builder.load().await {
+            Ok(dataset) => Ok(Some(Vectors { dataset: Arc::new(dataset) })),
+            // A writer that died while it created the dataset leaves folders without a manifest.
+            Err(lance::Error::DatasetNotFound { .. }) if version.is_none() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
+    /// Creates the dataset, in place of what a writer left that died doing so.
     pub(super) async fn create(path: &Path, schema: SchemaRef) -> Result<Vectors> {
+        if path.exists() {
+            std::fs::remove_dir_all(path).map_err(io(path))?;
+        }
         std::fs::create_dir_all(path.parent().unwrap_or(path)).map_err(io(path))?;
         let empty = RecordBatchIterator::new(Vec::new(), schema);
         let params = WriteParams { mode: WriteMode::Create, ..params() };
@@ -43,6 +52,13 @@ impl Vectors {
 
     pub(super) fn version(&self) -> u64 {
         self.dataset.version().version
+    }
+
+    /// Rows that are not deleted.
+    pub(super) fn rows(&self) -> usize {
+        let fragments = self.dataset.get_fragments();
+        let all: usize = fragments.iter().filter_map(|one| one.metadata().physical_rows).sum();
+        all - self.fragments().iter().map(|(_, deleted)| deleted).sum::<usize>().min(all)
     }
 
     /// Numbers of a vector.
@@ -128,6 +144,20 @@ impl Vectors {
         Ok(all)
     }
 
+    /// Chunks of one version of a document, with their vectors.
+    pub(super) async fn vectors_of(&self, ingest_id: &str) -> Result<Vec<(String, Vec<f32>)>> {
+        let mut scanner = self.dataset.scan();
+        scanner.project(&["chunk_id", "vector"])?.filter(&in_list(&[ingest_id.to_owned()]))?;
+        let batches: Vec<RecordBatch> = scanner.try_into_stream().await?.try_collect().await?;
+        let mut all = Vec::new();
+        for batch in &batches {
+            let numbers = numbers(batch)?;
+            let vectors = numbers.chunks_exact(self.dim().max(1)).map(<[f32]>::to_vec);
+            all.extend(strings(batch, "chunk_id").into_iter().zip(vectors));
+        }
+        Ok(all)
+    }
+
     pub(super) fn schema(&self) -> SchemaRef {
         Arc::new(arrow::datatypes::Schema::from(self.dataset.schema()))
     }
@@ -197,22 +227,4 @@ pub(super) fn numbers(batch: &RecordBatch) -> Result<Vec<f32>> {
         .ok_or_else(wrong)?;
     let values = lists.values().as_any().downcast_ref::<Float32Array>().ok_or_else(wrong)?;
     Ok(values.values().to_vec())
-}
-
-/// Syncs every file below the dataset that is not older than `since`, and its folders.
-pub(super) fn sync(path: &Path, since: std::time::SystemTime) -> Result<()> {
-    let mut folders: Vec<PathBuf> = vec![path.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).map_err(io(&folder))?.flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            } else if metadata.modified().is_ok_and(|modified| modified >= since) {
-                let file = entry.path();
-                std::fs::File::open(&file).and_then(|file| file.sync_all()).map_err(io(&file))?;
-            }
-        }
-        std::fs::File::open(&folder).and_then(|folder| folder.sync_all()).map_err(io(&folder))?;
-    }
-    Ok(())
 }

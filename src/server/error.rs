@@ -161,8 +161,11 @@ impl From<LakeError> for ApiError {
         let message = error.to_string();
         match error {
             LakeError::Customer(_) => ApiError::invalid("customer_id", message),
-            LakeError::NoVersion { .. } => {
+            LakeError::Expired { .. } => {
                 ApiError { param: Some("as_of".to_owned()), ..ApiError::new(StatusCode::GONE, message) }
+            }
+            LakeError::NoVersion { .. } => {
+                ApiError { param: Some("as_of".to_owned()), ..ApiError::not_found(message) }
             }
             LakeError::NoTable(_) | LakeError::NoDataset(_) => ApiError::not_found(message),
             LakeError::Query(_) => ApiError::bad_request(message),

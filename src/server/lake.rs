@@ -112,7 +112,7 @@ pub(super) async fn chunk(
     Customer(customer): Customer,
     Path((id, chunk_id)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
-    let chunk = open(&state, &customer, None).await?.chunk_by_id(&id, &chunk_id);
+    let chunk = open(&state, &customer, None).await?.chunk_by_id(&id, &chunk_id).await?;
     chunk.map(|chunk| Json(json!(chunk))).ok_or_else(|| ApiError::not_found("there is no such chunk"))
 }
 
