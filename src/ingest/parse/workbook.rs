@@ -1,48 +1,162 @@
 //! Workbooks: every sheet, messy ones too.
 //!
-//! A sheet's header is the first row with at least two filled cells that is followed by a row at least half as full;
-//! rows above it are titles. Cells may hold HTML.
+//! A sheet is read cell by cell into its rows, never into the rectangle around them: two cells at its corners would
+//! make calamine allocate 17 thousand million. A sheet that cannot be read is a warning, the others are kept.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use calamine::{Data, Reader, open_workbook_auto_from_rs};
+use calamine::{Data, DataRef, Dimensions, Error, Ods, Reader, Sheets, Xls, Xlsb, Xlsx, XlsxError};
 
-use super::csv::row_text;
-use crate::ingest::document::{BlockKind, Document, Place};
+use super::caught;
+use super::sheet::{self, Rows};
+use crate::ingest::detect::{ENCRYPTED_WORKBOOK, Format};
+use crate::ingest::document::Document;
 
-/// Cells of one sheet beyond which the rest is left out with a warning.
-const MAX_CELLS: usize = 20_000_000;
+/// Filled cells of one sheet beyond which the rest is left out with a warning.
+const MAX_CELLS: usize = 5_000_000;
 
-pub(super) fn parse(bytes: Vec<u8>) -> Result<Document, String> {
-    let mut workbook = open_workbook_auto_from_rs(Cursor::new(bytes)).map_err(|error| {
-        let said = error.to_string();
-        if said.to_lowercase().contains("password") || said.to_lowercase().contains("encrypt") {
-            "the workbook is encrypted: remove the password and upload it again".to_owned()
-        } else {
-            format!("the workbook cannot be read: {said}")
-        }
-    })?;
+type Bytes = Cursor<Vec<u8>>;
+
+pub(super) fn parse(bytes: Vec<u8>, format: Format) -> Result<Document, String> {
+    let mut workbook = open(bytes, format)?;
     let mut document = Document::default();
     let names = workbook.sheet_names();
     document.page_count = Some(names.len() as i32);
     for name in names {
-        match workbook.worksheet_range(&name) {
-            Ok(range) => {
-                let (first_row, first_column) = range.start().unwrap_or((0, 0));
-                if range.height().saturating_mul(range.width()) > MAX_CELLS {
-                    document
-                        .warnings
-                        .push(format!("sheet `{name}` has more than {MAX_CELLS} cells; it was left out"));
-                    continue;
-                }
-                let rows: Vec<Vec<String>> =
-                    range.rows().map(|row| row.iter().map(cell_text).collect()).collect();
-                sheet(&mut document, &name, &rows, first_row, first_column);
-            }
-            Err(error) => document.warnings.push(format!("sheet `{name}` cannot be read: {error}")),
+        let mut read = Read::default();
+        let end = caught("its content is damaged", || cells(&mut workbook, &name, &mut read))
+            .and_then(|end| end.map_err(|error| error.to_string()));
+        if let Err(error) = end {
+            let what = if read.rows.is_empty() { "cannot be read" } else { "cannot be read to its end" };
+            document.warnings.push(format!("sheet `{name}` {what}: {error}"));
         }
+        if read.count > MAX_CELLS {
+            document
+                .warnings
+                .push(format!("sheet `{name}` has more than {MAX_CELLS} cells; the rest was left out"));
+        }
+        // Without its merged cells a sheet is still worth reading.
+        let merged = caught("", || merged(&mut workbook, &name)).unwrap_or_default();
+        sheet::push(&mut document, &name, read.rows, &merged);
     }
     Ok(document)
+}
+
+fn open(bytes: Vec<u8>, format: Format) -> Result<Sheets<Bytes>, String> {
+    if format == Format::Xls && is_encrypted_xls(&bytes) {
+        return Err(ENCRYPTED_WORKBOOK.to_owned());
+    }
+    let (bytes, what) = (Cursor::new(bytes), kind(format));
+    let opened =
+        caught(&format!("the workbook cannot be read: its {what} content is damaged"), || match format {
+            Format::Xls => Xls::new(bytes).map(Sheets::Xls).map_err(Error::Xls),
+            Format::Xlsb => Xlsb::new(bytes).map(Sheets::Xlsb).map_err(Error::Xlsb),
+            Format::Ods => Ods::new(bytes).map(Sheets::Ods).map_err(Error::Ods),
+            _ => Xlsx::new(bytes).map(Sheets::Xlsx).map_err(Error::Xlsx),
+        })?;
+    opened.map_err(|error| {
+        let said = error.to_string();
+        if said.to_lowercase().contains("password") {
+            ENCRYPTED_WORKBOOK.to_owned()
+        } else {
+            format!("the workbook cannot be read: its {what} content is damaged ({said})")
+        }
+    })
+}
+
+fn kind(format: Format) -> &'static str {
+    match format {
+        Format::Xls => "XLS",
+        Format::Xlsb => "XLSB",
+        Format::Ods => "ODS",
+        _ => "XLSX",
+    }
+}
+
+/// Whether the record after the beginning of the workbook's stream is FilePass ([MS-XLS] 2.4.117), also one by XOR,
+/// which calamine takes for no encryption. A stream begins at a multiple of 512 bytes.
+fn is_encrypted_xls(bytes: &[u8]) -> bool {
+    const BOF: [u8; 2] = [0x09, 0x08];
+    const WORKBOOK_GLOBALS: [u8; 2] = [0x05, 0x00];
+    bytes.as_chunks::<512>().0.iter().any(|sector| {
+        let end = 4 + usize::from(u16::from_le_bytes([sector[2], sector[3]]));
+        sector[..2] == BOF
+            && sector[6..8] == WORKBOOK_GLOBALS
+            && sector.get(end..end + 2).is_some_and(|record| record == [0x2f, 0x00])
+    })
+}
+
+/// What was read of a sheet.
+#[derive(Default)]
+struct Read {
+    rows: Rows,
+    count: usize,
+}
+
+impl Read {
+    /// Whether more cells are wanted.
+    fn put(&mut self, (row, column): (u32, u32), cell: &Data) -> bool {
+        let text = cell_text(cell);
+        if !text.is_empty() {
+            self.count += 1;
+            if self.count > MAX_CELLS {
+                return false;
+            }
+            self.rows.entry(row).or_insert_with(BTreeMap::new).insert(column, text.into());
+        }
+        true
+    }
+}
+
+fn cells(workbook: &mut Sheets<Bytes>, name: &str, read: &mut Read) -> Result<(), Error> {
+    match workbook {
+        Sheets::Xlsx(xlsx) => {
+            let mut cells = match xlsx.worksheet_cells_reader(name) {
+                // Charts are sheets too.
+                Err(XlsxError::NotAWorksheet(_)) => return Ok(()),
+                cells => cells.map_err(Error::Xlsx)?,
+            };
+            while let Some(cell) = cells.next_cell().map_err(Error::Xlsx)? {
+                if !put_ref(read, &cell) {
+                    break;
+                }
+            }
+        }
+        Sheets::Xlsb(xlsb) => {
+            let mut cells = xlsb.worksheet_cells_reader(name).map_err(Error::Xlsb)?;
+            while let Some(cell) = cells.next_cell().map_err(Error::Xlsb)? {
+                if !put_ref(read, &cell) {
+                    break;
+                }
+            }
+        }
+        // Their formats bound a sheet, or their reader does.
+        Sheets::Xls(_) | Sheets::Ods(_) => {
+            let range = workbook.worksheet_range(name)?;
+            let (row, column) = range.start().unwrap_or_default();
+            for (down, right, cell) in range.used_cells() {
+                if !read.put((row + down as u32, column + right as u32), cell) {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn put_ref(read: &mut Read, cell: &calamine::Cell<DataRef<'_>>) -> bool {
+    read.put(cell.get_position(), &cell.get_value().clone().into())
+}
+
+/// The regions of merged cells, in the formats of which calamine knows them.
+fn merged(workbook: &mut Sheets<Bytes>, name: &str) -> Vec<Dimensions> {
+    match workbook {
+        Sheets::Xlsx(xlsx) => xlsx.worksheet_merge_cells(name).and_then(Result::ok),
+        Sheets::Xls(xls) => xls.worksheet_merge_cells(name),
+        Sheets::Xlsb(_) | Sheets::Ods(_) => None,
+    }
+    .unwrap_or_default()
 }
 
 fn cell_text(cell: &Data) -> String {
@@ -59,67 +173,4 @@ fn cell_text(cell: &Data) -> String {
         text
     };
     super::html::squeeze(&text)
-}
-
-fn sheet(document: &mut Document, name: &str, rows: &[Vec<String>], first_row: u32, first_column: u32) {
-    let filled = |row: &[String]| row.iter().filter(|cell| !cell.is_empty()).count();
-    let header_at = (0..rows.len()).find(|at| {
-        let here = filled(&rows[*at]);
-        let next = rows[at + 1..].iter().map(|row| filled(row)).find(|count| *count > 0);
-        here >= 2 && next.is_some_and(|next| next * 2 >= here || next >= 2)
-    });
-    let path = [name.to_owned()];
-    for (at, row) in rows.iter().enumerate() {
-        if filled(row) == 0 || Some(at) == header_at {
-            continue;
-        }
-        let number = first_row + at as u32 + 1;
-        let used = |cell: &&(usize, &String)| !cell.1.is_empty();
-        let columns: Vec<usize> =
-            row.iter().enumerate().filter(|c| used(&c)).map(|(column, _)| column).collect();
-        let (from, to) =
-            (columns.first().copied().unwrap_or(0) as u32, columns.last().copied().unwrap_or(0) as u32);
-        let place = Place {
-            sheet: Some(name.to_owned()),
-            rows: Some((number, number)),
-            columns: Some((first_column + from, first_column + to)),
-            ..Place::default()
-        };
-        match header_at.filter(|header| at > *header) {
-            Some(header) => {
-                let names = &rows[header];
-                let shown: Vec<&str> = names.iter().filter(|n| !n.is_empty()).map(String::as_str).collect();
-                document.push(
-                    BlockKind::Table,
-                    &path,
-                    Some(&shown.join(" | ")),
-                    &row_text(names, row),
-                    place,
-                );
-            }
-            None => document.push(BlockKind::Text, &path, None, &row_text(&[], row), place),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_title_row_is_not_the_header() {
-        let row = |cells: &[&str]| cells.iter().map(|c| (*c).to_owned()).collect::<Vec<_>>();
-        let rows = [
-            row(&["Price list 2026", "", ""]),
-            row(&["", "", ""]),
-            row(&["Type", "Poles", "EUR"]),
-            row(&["NV-1", "3", "9.50"]),
-        ];
-        let mut document = Document::default();
-        sheet(&mut document, "Prices", &rows, 0, 1);
-        assert_eq!(document.blocks[0].text, "Price list 2026");
-        assert_eq!(document.blocks[1].text, "Type: NV-1; Poles: 3; EUR: 9.50");
-        assert_eq!(document.blocks[1].place.rows, Some((4, 4)));
-        assert_eq!(document.blocks[1].place.columns, Some((1, 3)));
-    }
 }
