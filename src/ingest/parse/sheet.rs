@@ -79,9 +79,15 @@ pub(super) fn push(document: &mut Document, name: &str, mut rows: Rows, merged: 
             let cells = row.values().filter(|cell| cell.origin == Origin::Own).map(|cell| cell.text.clone());
             document.push(BlockKind::Text, &path, None, &row_text(&[], &cells.collect::<Vec<_>>()), place);
         } else {
-            let row_names: Vec<String> =
-                row.keys().map(|column| names.get(column).cloned().unwrap_or_default()).collect();
-            let cells: Vec<String> = row.values().map(|cell| cell.text.clone()).collect();
+            let (mut row_names, mut cells): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+            for (column, cell) in row {
+                let name = names.get(column).cloned().unwrap_or_default();
+                // A value merged below a merged name is one value.
+                if cell.origin == Origin::Own || row_names.last() != Some(&name) {
+                    row_names.push(name);
+                    cells.push(cell.text.clone());
+                }
+            }
             let header = whole.clone().or_else(|| shown(&row_names, &cells));
             document.push(BlockKind::Table, &path, header.as_deref(), &row_text(&row_names, &cells), place);
         }
@@ -170,10 +176,12 @@ mod tests {
         filled.filter(|(_, row)| !row.is_empty()).collect()
     }
 
-    fn texts(sheet: Rows, merged: &[((u32, u32), (u32, u32))]) -> Vec<String> {
-        let merged: Vec<Dimensions> = merged.iter().map(|(from, to)| Dimensions::new(*from, *to)).collect();
+    /// Each region is its first and last row, and its first and last column.
+    fn texts(sheet: Rows, merged: &[[u32; 4]]) -> Vec<String> {
+        let merged =
+            merged.iter().map(|[top, bottom, first, last]| Dimensions::new((*top, *first), (*bottom, *last)));
         let mut document = Document::default();
-        push(&mut document, "S", sheet, &merged);
+        push(&mut document, "S", sheet, &merged.collect::<Vec<_>>());
         document.blocks.into_iter().map(|block| block.text).collect()
     }
 
@@ -198,13 +206,13 @@ mod tests {
     fn merged_names_join_the_names_below_them() {
         let expected = ["Type: NV-1; Dimensions / Width: 18; Dimensions / Height: 85"];
         let below = rows(&[&["Type", "Dimensions", ""], &["", "Width", "Height"], &["NV-1", "18", "85"]]);
-        assert_eq!(texts(below, &[((0, 0), (1, 0)), ((0, 1), (0, 2))]), expected);
+        assert_eq!(texts(below, &[[0, 1, 0, 0], [0, 0, 1, 2]]), expected);
         let above = rows(&[&["", "Dimensions", ""], &["Type", "Width", "Height"], &["NV-1", "18", "85"]]);
         let upper = ["Type: NV-1; Dimensions / Width: 18; Dimensions / Height: 85"];
-        assert_eq!(texts(above, &[((0, 1), (0, 2))]), upper);
+        assert_eq!(texts(above, &[[0, 0, 1, 2]]), upper);
         let data = rows(&[&["Type", "Range", ""], &["NV-1", "1", "2"], &["NV-2", "3", "4"]]);
         assert_eq!(
-            texts(data, &[((0, 1), (0, 2))]),
+            texts(data, &[[0, 0, 1, 2]]),
             ["Type: NV-1; Range: 1; Range: 2", "Type: NV-2; Range: 3; Range: 4"]
         );
     }
@@ -218,7 +226,7 @@ mod tests {
             &["", "NV-2", "25"],
         ]);
         assert_eq!(
-            texts(sheet, &[((1, 0), (1, 2)), ((2, 0), (3, 0))]),
+            texts(sheet, &[[1, 1, 0, 2], [2, 3, 0, 0]]),
             ["Breakers", "Series: NV; Type: NV-1; A: 16", "Series: NV; Type: NV-2; A: 25"]
         );
     }
@@ -227,6 +235,6 @@ mod tests {
     fn a_merged_cell_as_large_as_the_sheet_is_harmless() {
         let long = "x".repeat(1 << 20);
         let sheet = rows(&[&[&long], &["b"], &["c"]]);
-        assert_eq!(texts(sheet, &[((0, 0), (u32::MAX, u32::MAX)), ((9, 9), (1, 1))]).len(), 3);
+        assert_eq!(texts(sheet, &[[0, u32::MAX, 0, u32::MAX], [9, 1, 9, 1]]).len(), 3);
     }
 }

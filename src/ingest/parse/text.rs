@@ -41,7 +41,7 @@ fn declared(bytes: &[u8]) -> Option<&'static encoding_rs::Encoding> {
     };
     let name = name?.trim_start().strip_prefix('=')?.trim_start().trim_start_matches(['"', '\'']);
     let end = name.find(|c: char| !c.is_ascii_alphanumeric() && !"-_:.".contains(c)).unwrap_or(name.len());
-    encoding_rs::Encoding::for_label(name[..end].as_bytes())
+    encoding_rs::Encoding::for_label(&name.as_bytes()[..end])
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Document {

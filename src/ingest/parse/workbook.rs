@@ -3,7 +3,6 @@
 //! A sheet is read cell by cell into its rows, never into the rectangle around them: two cells at its corners would
 //! make calamine allocate 17 thousand million. A sheet that cannot be read is a warning, the others are kept.
 
-use std::collections::BTreeMap;
 use std::io::Cursor;
 
 use calamine::{Data, DataRef, Dimensions, Error, Ods, Reader, Sheets, Xls, Xlsb, Xlsx, XlsxError};
@@ -103,7 +102,7 @@ impl Read {
             if self.count > MAX_CELLS {
                 return false;
             }
-            self.rows.entry(row).or_insert_with(BTreeMap::new).insert(column, text.into());
+            self.rows.entry(row).or_default().insert(column, text.into());
         }
         true
     }
@@ -173,4 +172,130 @@ fn cell_text(cell: &Data) -> String {
         text
     };
     super::html::squeeze(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    /// A workbook whose sheets have this content.
+    fn xlsx(sheets: &[&str]) -> Vec<u8> {
+        let each = |of: &dyn Fn(usize) -> String| (1..=sheets.len()).map(of).collect::<String>();
+        let relation = "http://schemas.openxmlformats.org/officeDocument/2006/relationships";
+        let mut parts = vec![
+            (
+                "xl/workbook.xml".to_owned(),
+                format!(
+                    "<workbook xmlns:r=\"{relation}\"><sheets>{}</sheets></workbook>",
+                    each(&|at| format!("<sheet name=\"S{at}\" sheetId=\"{at}\" r:id=\"r{at}\"/>"))
+                ),
+            ),
+            (
+                "xl/_rels/workbook.xml.rels".to_owned(),
+                format!(
+                    "<Relationships>{}</Relationships>",
+                    each(&|at| format!(
+                        "<Relationship Id=\"r{at}\" Type=\"{relation}/worksheet\" Target=\"worksheets/s{at}.xml\"/>"
+                    ))
+                ),
+            ),
+        ];
+        for (sheet, at) in sheets.iter().zip(1..) {
+            parts.push((format!("xl/worksheets/s{at}.xml"), format!("<worksheet>{sheet}</worksheet>")));
+        }
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, content) in parts {
+            zip.start_file(name, SimpleFileOptions::default()).expect("starts");
+            zip.write_all(content.as_bytes()).expect("writes");
+        }
+        zip.finish().expect("finishes").into_inner()
+    }
+
+    fn row(number: u32, cells: &[&str]) -> String {
+        let cells = cells
+            .iter()
+            .zip("ABCDEFGH".chars())
+            .filter(|(text, _)| !text.is_empty())
+            .map(|(text, column)| format!("<c r=\"{column}{number}\" t=\"str\"><v>{text}</v></c>"));
+        format!("<row r=\"{number}\">{}</row>", cells.collect::<String>())
+    }
+
+    fn sheet(rows: &[String]) -> String {
+        format!("<sheetData>{}</sheetData>", rows.concat())
+    }
+
+    #[test]
+    fn merged_cells_of_a_file_are_read() {
+        let rows = [
+            row(1, &["Type", "Dimensions"]),
+            row(2, &["", "Width", "Height"]),
+            row(3, &["NV-1", "18", "85"]),
+        ];
+        let merged = "<mergeCells><mergeCell ref=\"A1:A2\"/><mergeCell ref=\"B1:C1\"/></mergeCells>";
+        let document = parse(xlsx(&[&(sheet(&rows) + merged)]), Format::Xlsx).expect("parses");
+        assert_eq!(
+            document.blocks[0].text, "Type: NV-1; Dimensions / Width: 18; Dimensions / Height: 85",
+            "{document:?}"
+        );
+    }
+
+    #[test]
+    fn two_cells_at_the_corners_of_a_sheet_are_two_cells() {
+        let far = "<row r=\"1048576\"><c r=\"XFD1048576\" t=\"str\"><v>far</v></c></row>";
+        let document =
+            parse(xlsx(&[&sheet(&[row(1, &["near"]), far.to_owned()])]), Format::Xlsx).expect("parses");
+        let cells: Vec<_> = document.blocks.iter().map(|b| (b.text.as_str(), b.place.rows)).collect();
+        assert_eq!(cells, [("near", Some((1, 1))), ("far", Some((1_048_576, 1_048_576)))]);
+    }
+
+    #[test]
+    fn a_damaged_sheet_leaves_the_others() {
+        let good = sheet(&[row(1, &["Type", "A"]), row(2, &["NV-1", "16"])]);
+        let bad =
+            sheet(&[row(1, &["kept"]), "<row r=\"2\"><c r=\"A2\" t=\"none\"><v>1</v></c></row>".to_owned()]);
+        let document = parse(xlsx(&[&bad, &good]), Format::Xlsx).expect("parses");
+        let texts: Vec<_> = document.blocks.iter().map(|b| b.text.as_str()).collect();
+        assert_eq!(texts, ["kept", "Type: NV-1; A: 16"]);
+        assert!(document.warnings[0].starts_with("sheet `S1` cannot be read to its end: "));
+    }
+
+    #[test]
+    fn a_workbook_that_cannot_be_opened_says_what_it_is() {
+        for (format, name) in
+            [(Format::Xlsx, "XLSX"), (Format::Xlsb, "XLSB"), (Format::Ods, "ODS"), (Format::Xls, "XLS")]
+        {
+            let refused = parse(b"PK\x03\x04 no zip".to_vec(), format).expect_err("damaged");
+            assert!(refused.contains(&format!("its {name} content is damaged")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn an_old_workbook_with_a_password_is_encrypted() {
+        let mut bytes = vec![0; 512];
+        bytes.extend([0x09, 0x08, 16, 0, 0, 6, 5, 0]);
+        bytes.extend([0; 12]);
+        bytes.extend([0x2f, 0, 6, 0, 0, 0]);
+        bytes.resize(1024, 0);
+        assert_eq!(parse(bytes, Format::Xls), Err(ENCRYPTED_WORKBOOK.to_owned()));
+    }
+
+    #[test]
+    fn an_ods_with_a_password_is_encrypted() {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let manifest = "<manifest:manifest><manifest:file-entry><manifest:encryption-data/></manifest:file-entry>\
+                        </manifest:manifest>";
+        let mimetype = "application/vnd.oasis.opendocument.spreadsheet";
+        for (name, content) in
+            [("mimetype", mimetype), ("META-INF/manifest.xml", manifest), ("content.xml", "?")]
+        {
+            zip.start_file(name, SimpleFileOptions::default()).expect("starts");
+            zip.write_all(content.as_bytes()).expect("writes");
+        }
+        let bytes = zip.finish().expect("finishes").into_inner();
+        assert_eq!(parse(bytes, Format::Ods), Err(ENCRYPTED_WORKBOOK.to_owned()));
+    }
 }
