@@ -19,7 +19,7 @@ const MAX_ENCODE: usize = 64 << 10;
 /// Bytes of a token, generously: a text longer than this for each token of room is not worth counting.
 const TOKEN_BYTES: usize = 16;
 /// Bytes of a table's row that are repeated above its continuation.
-const LEAD: usize = 100;
+const LEAD: usize = 160;
 
 /// A piece of a document that is embedded and found as one.
 #[derive(Debug, Clone, PartialEq)]
@@ -190,13 +190,14 @@ fn extend(place: &mut Place, more: &Place) {
     }
 }
 
-/// A block that is too large, in parts that end where a reader would pause. The first cell of a row is a heading of
-/// the row's other parts, which would not say otherwise whose values they have.
+/// A block that is too large, in parts that end where a reader would pause. The first cells of a row are a heading
+/// of the row's other parts, which would not say otherwise whose values they have.
 fn cut(block: &Block, headings: &Headings, tokenizer: &Tokenizer, target: usize, chunks: &mut Vec<Chunk>) {
     let first = chunks.len();
     let lead = (block.kind == BlockKind::Table).then(|| {
         let mut path = headings.path.clone();
-        path.push(clip(block.text.split("; ").next().unwrap_or(""), LEAD).to_owned());
+        let lead = clip(&block.text, LEAD);
+        path.push(lead[..lead.rfind("; ").unwrap_or(lead.len())].to_owned());
         Headings::new(&path, tokenizer, target)
     });
     let room = lead.as_ref().map_or(headings.room, |lead| lead.room.min(headings.room));
@@ -388,11 +389,15 @@ mod tests {
     fn the_rest_of_a_long_row_says_whose_it_is() {
         let (handle, _thread) = fake_embedder(2);
         let row = (0..60).map(|at| format!("Property {at}: {at}")).collect::<Vec<_>>().join("; ");
-        let row = block(BlockKind::Table, &format!("Type: NV-1; {row}"), 1);
-        let chunks = chunk(&[row], handle.tokenizer(), 80);
+        let row = block(
+            BlockKind::Table,
+            &format!("Type: NV-1; Name: Breaker; Use: {}; {row}", "x".repeat(150)),
+            1,
+        );
+        let chunks = chunk(&[row], handle.tokenizer(), 200);
         assert_eq!(chunks[0].heading_path, ["H"]);
-        assert_eq!(chunks[1].heading_path, ["H", "Type: NV-1"]);
-        assert!(chunks[1].embed_text().starts_with("H > Type: NV-1\n"));
+        assert_eq!(chunks[1].heading_path, ["H", "Type: NV-1; Name: Breaker"]);
+        assert!(chunks[1].embed_text().starts_with("H > Type: NV-1; Name: Breaker\n"));
     }
 
     #[test]

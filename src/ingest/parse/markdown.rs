@@ -48,7 +48,10 @@ pub(super) fn parse(text: &str) -> Document {
 
 fn put(document: &mut Document, headings: &[String], paragraph: Option<(i64, String)>) {
     if let Some((start, text)) = paragraph {
-        let place = Place { chars: Some((start, start + text.chars().count() as i64)), ..Place::default() };
+        // A paragraph ends with its line, but its text does not.
+        let start = start + (text.chars().count() - text.trim_start().chars().count()) as i64;
+        let end = start + text.trim().chars().count() as i64;
+        let place = Place { chars: Some((start, end)), ..Place::default() };
         document.push(BlockKind::Text, headings, None, &text, place);
     }
 }
@@ -135,5 +138,17 @@ mod tests {
         let texts: Vec<_> = document.blocks.iter().map(|b| b.text.as_str()).collect();
         assert_eq!(texts, ["A; B", "1"]);
         assert_eq!(document.blocks[1].header.as_deref(), Some("x | y"));
+    }
+
+    #[test]
+    fn a_paragraph_stands_exactly_at_its_place() {
+        let text = "# T\n\n  \u{e4}n indented\nparagraph\n\nend\n";
+        for block in parse(text).blocks {
+            let (from, to) = block.place.chars.expect("chars");
+            assert_eq!(
+                text.chars().skip(from as usize).take((to - from) as usize).collect::<String>(),
+                block.text
+            );
+        }
     }
 }

@@ -189,7 +189,7 @@ impl Walk {
                 "SUPPLIER_AID" | "SUPPLIER_PID" | "ArticleNumber" | "ProductId" | "Code" => {
                     Some(&mut self.id)
                 }
-                "DESCRIPTION_SHORT" | "ProductName" | "Name" | "name" | "Title" | "title" => {
+                "DESCRIPTION_SHORT" | "ProductName" | "Description" | "Name" | "name" | "Title" | "title" => {
                     Some(&mut self.label)
                 }
                 _ => None,
