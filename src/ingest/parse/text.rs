@@ -41,7 +41,9 @@ fn declared(bytes: &[u8]) -> Option<&'static encoding_rs::Encoding> {
     };
     let name = name?.trim_start().strip_prefix('=')?.trim_start().trim_start_matches(['"', '\'']);
     let end = name.find(|c: char| !c.is_ascii_alphanumeric() && !"-_:.".contains(c)).unwrap_or(name.len());
-    encoding_rs::Encoding::for_label(&name.as_bytes()[..end])
+    // What calls itself UTF-16 and can be read this far is not.
+    encoding_rs::Encoding::for_label_no_replacement(&name.as_bytes()[..end])
+        .filter(|encoding| *encoding == encoding.output_encoding())
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Document {

@@ -73,16 +73,18 @@ fn kind(format: Format) -> &'static str {
     }
 }
 
-/// Whether the record after the beginning of the workbook's stream is FilePass ([MS-XLS] 2.4.117), also one by XOR,
-/// which calamine takes for no encryption. A stream begins at a multiple of 512 bytes.
+/// Whether the workbook's stream begins with FilePass ([MS-XLS] 2.4.117), also one by XOR, which calamine takes for no
+/// encryption. A stream begins at a multiple of 512 bytes, and only WriteProtect may be before FilePass.
 fn is_encrypted_xls(bytes: &[u8]) -> bool {
     const BOF: [u8; 2] = [0x09, 0x08];
     const WORKBOOK_GLOBALS: [u8; 2] = [0x05, 0x00];
+    const WRITE_PROTECT: [u8; 4] = [0x86, 0, 0, 0];
+    const FILE_PASS: [u8; 2] = [0x2f, 0];
     bytes.as_chunks::<512>().0.iter().any(|sector| {
         let end = 4 + usize::from(u16::from_le_bytes([sector[2], sector[3]]));
-        sector[..2] == BOF
-            && sector[6..8] == WORKBOOK_GLOBALS
-            && sector.get(end..end + 2).is_some_and(|record| record == [0x2f, 0x00])
+        let next = sector.get(end..).unwrap_or_default();
+        let next = next.strip_prefix(&WRITE_PROTECT).unwrap_or(next);
+        sector[..2] == BOF && sector[6..8] == WORKBOOK_GLOBALS && next.starts_with(&FILE_PASS)
     })
 }
 
@@ -261,6 +263,47 @@ mod tests {
         let texts: Vec<_> = document.blocks.iter().map(|b| b.text.as_str()).collect();
         assert_eq!(texts, ["kept", "Type: NV-1; A: 16"]);
         assert!(document.warnings[0].starts_with("sheet `S1` cannot be read to its end: "));
+    }
+
+    /// An XLSB whose sheets have these records after the beginning of their data.
+    fn xlsb(sheets: &[&[u8]]) -> Vec<u8> {
+        let record = |number: u16, content: &[u8]| {
+            [&[(number & 0x7f) as u8 | 0x80, (number >> 7) as u8, content.len() as u8], content].concat()
+        };
+        let wide = |text: &str| {
+            let text: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+            [&(text.len() as u32 / 2).to_le_bytes(), &text[..]].concat()
+        };
+        let (mut workbook, mut relations) = (Vec::new(), String::new());
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let mut put = |name: &str, content: &[u8]| {
+            zip.start_file(name, SimpleFileOptions::default()).expect("starts");
+            zip.write_all(content).expect("writes");
+        };
+        for (sheet, at) in sheets.iter().zip(1..) {
+            let named = [&[0; 8], &wide(&format!("r{at}"))[..], &wide(&format!("S{at}"))].concat();
+            workbook.extend(record(0x9c, &named));
+            relations +=
+                &format!("<Relationship Id=\"r{at}\" Target=\"worksheets/s{at}.bin\"></Relationship>");
+            let content = [&record(0x94, &[0; 16])[..], &record(0x91, &[]), sheet].concat();
+            put(&format!("xl/worksheets/s{at}.bin"), &content);
+        }
+        workbook.extend([record(0x90, &[]), record(0x9d, &[])].concat());
+        put("xl/workbook.bin", &workbook);
+        put("xl/_rels/workbook.bin.rels", format!("<Relationships>{relations}</Relationships>").as_bytes());
+        zip.finish().expect("finishes").into_inner()
+    }
+
+    #[test]
+    fn a_sheet_on_which_its_parser_panics_leaves_the_others() {
+        // A number without its bytes; then a row and a cell of it with the text `ok`.
+        let bad = [0x02, 0];
+        let good =
+            [&[0x00, 4, 0, 0, 0, 0, 0x06, 16][..], &[0; 8], &[2, 0, 0, 0, b'o', 0, b'k', 0, 0x92, 1, 0]]
+                .concat();
+        let document = parse(xlsb(&[&bad, &good]), Format::Xlsb).expect("parses");
+        assert_eq!(document.warnings, ["sheet `S1` cannot be read: its content is damaged"]);
+        assert_eq!(document.blocks.iter().map(|b| b.text.as_str()).collect::<Vec<_>>(), ["ok"]);
     }
 
     #[test]
