@@ -3,10 +3,12 @@
 //! As in a workbook, the header is the first record with at least two filled cells that is followed by one at least
 //! half as full, or with two; records above it are titles.
 
-use crate::ingest::document::{BlockKind, Document, Place};
+use crate::ingest::document::{BlockKind, Document, Place, clip};
 
 /// Bytes of a header that each of its rows shows whole; of a wider one, a row shows the names of its own values.
 const WIDE: usize = 400;
+/// Bytes of a name: each value below it repeats it.
+const MAX_NAME: usize = 200;
 
 pub(super) fn parse(text: &str) -> Document {
     let mut document = Document::default();
@@ -99,7 +101,7 @@ fn row_place(row: u32, columns: usize) -> Place {
 pub(super) fn row_text(names: &[String], cells: &[String]) -> String {
     let pairs = cells.iter().enumerate().filter(|(_, cell)| !cell.is_empty()).map(|(at, cell)| {
         match names.get(at).filter(|name| !name.is_empty()) {
-            Some(name) => format!("{name}: {cell}"),
+            Some(name) => format!("{}: {cell}", clip(name, MAX_NAME)),
             None => cell.clone(),
         }
     });

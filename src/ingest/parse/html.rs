@@ -86,7 +86,11 @@ impl Walk {
     /// `index` counts the elements of this name in its parent, from 1.
     fn element(&mut self, element: ElementRef<'_>, index: usize, depth: usize) {
         let name = element.value().name();
-        if SKIPPED.contains(&name) || depth > MAX_DEPTH {
+        if SKIPPED.contains(&name) {
+            return;
+        }
+        if depth > MAX_DEPTH {
+            self.text.push_str(&text_of(element));
             return;
         }
         let (above, block) = (self.path.len(), self.block);
@@ -302,6 +306,12 @@ mod tests {
             texts("<table><tr><th>Width<td>18<tr><th>Mass<td>120</table>"),
             ["Width; 18", "Mass; 120"]
         );
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_is_text_without_structure() {
+        let html = "<div>".repeat(2 * MAX_DEPTH) + "deep";
+        assert_eq!(texts(&html), ["deep"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod csv;
 mod docx;
 mod html;
 mod markdown;
+mod ole_guard;
 mod pdf;
 mod pdf_guard;
 mod sheet;

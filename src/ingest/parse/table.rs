@@ -9,6 +9,8 @@ use crate::ingest::document::{BlockKind, Document, Place};
 
 /// Columns beyond which a span is not believed.
 const MAX_COLUMNS: usize = 1024;
+/// Bytes that cells over several columns or rows may repeat in one table.
+const MAX_COPIED: usize = 16 << 20;
 /// Characters of a cell beyond which an unmarked row is no header.
 const MAX_NAME: usize = 80;
 
@@ -97,6 +99,8 @@ pub(super) fn join_names(names: &mut Vec<String>, below: &[String]) {
 struct Grid {
     /// Of each column, the rows that its cell still covers, and the text.
     covered: Vec<(usize, String)>,
+    /// Bytes that were repeated.
+    copied: usize,
 }
 
 impl Grid {
@@ -106,11 +110,16 @@ impl Grid {
         for cell in cells {
             self.above(&mut out);
             for at in 0..cell.columns.clamp(1, MAX_COLUMNS) {
-                if out.len() >= MAX_COLUMNS && at > 0 {
+                let far = out.len() >= MAX_COLUMNS;
+                if far && at > 0 {
                     break;
                 }
-                let text = if at == 0 || is_name { cell.text.clone() } else { String::new() };
-                if cell.rows > 1 {
+                let text = match at {
+                    0 => cell.text.clone(),
+                    _ if is_name => self.copy(&cell.text),
+                    _ => String::new(),
+                };
+                if cell.rows > 1 && !far {
                     self.covered.resize(self.covered.len().max(out.len() + 1), (0, String::new()));
                     self.covered[out.len()] = (cell.rows - 1, text.clone());
                 }
@@ -125,12 +134,20 @@ impl Grid {
         out
     }
 
+    /// The text again, or nothing once too much was repeated.
+    fn copy(&mut self, text: &str) -> String {
+        self.copied += text.len();
+        if self.copied > MAX_COPIED { String::new() } else { text.to_owned() }
+    }
+
     /// Fills the next columns from cells above that cover them.
     fn above(&mut self, out: &mut Vec<String>) -> bool {
         let before = out.len();
         while let Some((rows, text)) = self.covered.get_mut(out.len()).filter(|(rows, _)| *rows > 0) {
             *rows -= 1;
-            out.push(text.clone());
+            let text = std::mem::take(text);
+            out.push(self.copy(&text));
+            self.covered[out.len() - 1].1 = text;
         }
         out.len() > before
     }
@@ -205,5 +222,9 @@ mod tests {
             row(Mark::Unmarked, &[("1", far.0, far.1), ("2", 1, 1)]),
         ];
         assert_eq!(texts(rows), ["A: 1; B: 2"]);
+        let long = "x".repeat(1 << 19);
+        let rows = (0..50).map(|_| row(Mark::Data, &[(&long, 1, far.1), ("1", 1, 1)]));
+        let bytes: usize = texts(rows.collect()).iter().map(String::len).sum();
+        assert!(bytes < MAX_COPIED + 51 * long.len(), "{bytes}");
     }
 }

@@ -46,7 +46,13 @@ fn open(bytes: Vec<u8>, format: Format) -> Result<Sheets<Bytes>, String> {
     if format == Format::Xls && is_encrypted_xls(&bytes) {
         return Err(ENCRYPTED_WORKBOOK.to_owned());
     }
-    let (bytes, what) = (Cursor::new(bytes), kind(format));
+    let what = kind(format);
+    if format == Format::Xls && super::ole_guard::is_endless(&bytes) {
+        return Err(format!(
+            "the workbook cannot be read: its {what} content is damaged (a chain of its sectors has no end)"
+        ));
+    }
+    let bytes = Cursor::new(bytes);
     let opened =
         caught(&format!("the workbook cannot be read: its {what} content is damaged"), || match format {
             Format::Xls => Xls::new(bytes).map(Sheets::Xls).map_err(Error::Xls),

@@ -45,6 +45,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
             _ => {}
         }
     }
+    // What a damaged file leaves open is text all the same.
+    while !walk.stack.is_empty() {
+        walk.end();
+    }
     walk.flush();
     Ok(walk.document)
 }
@@ -285,6 +289,11 @@ mod tests {
     fn text_before_and_after_a_child_is_kept() {
         let document = parse(b"<r><p>Hello <b>World</b> again</p></r>").expect("parses");
         assert_eq!(document.blocks[0].text, "p: Hello\nb: World\np: again");
+    }
+
+    #[test]
+    fn text_of_a_file_that_ends_early_is_kept() {
+        assert_eq!(parse(b"<r><p>Hello").expect("parses").blocks[0].text, "p: Hello");
     }
 
     #[test]
