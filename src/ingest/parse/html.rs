@@ -304,7 +304,7 @@ mod tests {
         );
         assert_eq!(
             texts("<table><tr><th>Width<td>18<tr><th>Mass<td>120</table>"),
-            ["Width; 18", "Mass; 120"]
+            ["Width: 18", "Mass: 120"]
         );
     }
 

@@ -52,8 +52,10 @@ pub(super) fn push(document: &mut Document, headings: &[String], rows: Vec<Row>)
     // A table of one column has no titles, it has rows.
     let titles = if titles == rows.len() { 0 } else { titles };
     let marked = rows[titles..].iter().take_while(|row| row.mark == Mark::Header).count();
+    let pairs = marked == 0 && are_pairs(&rows[titles..]);
     let guessed = rows.get(titles).is_some_and(|row| {
         row.mark == Mark::Unmarked
+            && !pairs
             && filled(row) >= 2
             && row.cells.iter().all(|cell| cell.text.chars().count() <= MAX_NAME)
     });
@@ -71,19 +73,27 @@ pub(super) fn push(document: &mut Document, headings: &[String], rows: Vec<Row>)
             document.push(BlockKind::Text, headings, None, &row_text(&[], &cells), row.place);
         } else {
             let header = shown(&names, &cells);
-            document.push(
-                BlockKind::Table,
-                headings,
-                header.as_deref(),
-                &row_text(&names, &cells),
-                row.place,
-            );
+            let text = match &cells[..] {
+                [name, value] if pairs && !name.is_empty() && !value.is_empty() => format!("{name}: {value}"),
+                cells => row_text(&names, cells),
+            };
+            document.push(BlockKind::Table, headings, header.as_deref(), &text, row.place);
         }
     }
 }
 
+/// Whether each row is a name and its value: it is marked so, or the first value is a number and its name is none.
+fn are_pairs(rows: &[Row]) -> bool {
+    let begins = |cell: &Cell, with: fn(char) -> bool| cell.text.starts_with(with);
+    rows.iter().all(|row| row.cells.len() == 2)
+        && (rows.iter().all(|row| row.mark == Mark::Data)
+            || rows.first().is_some_and(|row| {
+                begins(&row.cells[0], char::is_alphabetic) && begins(&row.cells[1], char::is_numeric)
+            }))
+}
+
 /// Adds a second row of names below the first: `Dimensions` over `Width` is `Dimensions / Width`.
-pub(super) fn join_names(names: &mut Vec<String>, below: &[String]) {
+fn join_names(names: &mut Vec<String>, below: &[String]) {
     names.resize(names.len().max(below.len()), String::new());
     for (name, below) in names.iter_mut().zip(below) {
         if name.is_empty() {
@@ -212,6 +222,17 @@ mod tests {
             row(Mark::Unmarked, &[("NV-1", 1, 1), ("16", 1, 1)]),
         ];
         assert_eq!(texts(titled), ["Ratings", "Type: NV-1; A: 16"]);
+    }
+
+    #[test]
+    fn a_list_of_names_and_values_has_no_header() {
+        let pair = |mark, name, value| row(mark, &[(name, 1, 1), (value, 1, 1)]);
+        let marked = vec![pair(Mark::Data, "Colour", "grey"), pair(Mark::Data, "Mass", "")];
+        assert_eq!(texts(marked), ["Colour: grey", "Mass"]);
+        let numbers = vec![pair(Mark::Unmarked, "Width", "18 mm"), pair(Mark::Unmarked, "Colour", "grey")];
+        assert_eq!(texts(numbers), ["Width: 18 mm", "Colour: grey"]);
+        let named = vec![pair(Mark::Unmarked, "Type", "Colour"), pair(Mark::Unmarked, "NV-1", "grey")];
+        assert_eq!(texts(named), ["Type: NV-1; Colour: grey"]);
     }
 
     #[test]
