@@ -104,16 +104,29 @@ impl Document {
     ) {
         let text = text.trim();
         if !text.is_empty() {
-            let header = header.map(str::to_owned);
+            let header = header.map(|header| clip(header, MAX_HEADER).to_owned());
             self.blocks.push(Block {
                 kind,
-                heading_path: heading_path.to_vec(),
+                heading_path: heading_path
+                    .iter()
+                    .map(|heading| clip(heading, MAX_HEADING).to_owned())
+                    .collect(),
                 header,
                 text: text.to_owned(),
                 place,
             });
         }
     }
+}
+
+/// Bytes of a heading: each block below it has a copy, so a hostile one would multiply.
+pub(super) const MAX_HEADING: usize = 600;
+/// Bytes of a table's header, for the same reason.
+pub(super) const MAX_HEADER: usize = 8 << 10;
+
+/// The beginning of `text`, at most `bytes` long.
+pub(super) fn clip(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }
 
 /// The name of a column: 0 is A, 26 is AA.
@@ -126,5 +139,20 @@ pub fn column_name(mut column: u32) -> String {
             return name;
         }
         column = column / 26 - 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headings_and_headers_that_every_block_copies_are_bounded() {
+        let mut document = Document::default();
+        let long = "ä".repeat(1 << 16);
+        document.push(BlockKind::Table, std::slice::from_ref(&long), Some(&long), "text", Place::default());
+        let block = &document.blocks[0];
+        assert_eq!(block.heading_path[0].len(), MAX_HEADING);
+        assert_eq!(block.header.as_ref().map(String::len), Some(MAX_HEADER));
     }
 }

@@ -25,7 +25,7 @@ pub(super) fn parse(bytes: &[u8], extract: &Path) -> Result<Document, String> {
         return Err(format!("the ZIP has {} members; at most {MAX_MEMBERS} are taken: split it", zip.len()));
     }
     let mut document = Document::default();
-    let mut total = 0_u64;
+    let (mut total, mut locked) = (0_u64, 0);
     for at in 0..zip.len() {
         let (name, encrypted) = match zip.by_index_raw(at) {
             Ok(member) if member.is_dir() => continue,
@@ -43,6 +43,7 @@ pub(super) fn parse(bytes: &[u8], extract: &Path) -> Result<Document, String> {
             continue;
         }
         if encrypted {
+            locked += 1;
             document.warnings.push(format!("`{name}` is encrypted: remove the password and upload it again"));
             continue;
         }
@@ -64,10 +65,15 @@ pub(super) fn parse(bytes: &[u8], extract: &Path) -> Result<Document, String> {
             }
         }
     }
-    if document.members.is_empty() && document.warnings.is_empty() {
-        return Err("the ZIP is empty".to_owned());
+    match document.warnings.first() {
+        _ if !document.members.is_empty() => Ok(document),
+        None => Err("the ZIP is empty".to_owned()),
+        Some(_) if locked == document.warnings.len() => {
+            Err("all files of the ZIP are encrypted: unpack it, or remove the password, and upload it again"
+                .to_owned())
+        }
+        Some(first) => Err(format!("no file of the ZIP can be unpacked: {first}")),
     }
-    Ok(document)
 }
 
 enum Unpack {
@@ -92,5 +98,42 @@ fn unpack(zip: &mut zip::ZipArchive<Cursor<&[u8]>>, at: usize, to: &Path, left: 
             return Err(Unpack::Bomb);
         }
         file.write_all(&buffer[..read]).map_err(|error| damaged(&error))?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, bytes) in files {
+            zip.start_file(*name, SimpleFileOptions::default()).expect("starts");
+            zip.write_all(bytes).expect("writes");
+        }
+        zip.finish().expect("finishes").into_inner()
+    }
+
+    /// Sets the flag of encryption in both headers of each member.
+    fn locked(mut bytes: Vec<u8>) -> Vec<u8> {
+        for (magic, flags) in [(b"PK\x03\x04", 6), (b"PK\x01\x02", 8)] {
+            for at in 0..bytes.len() - 4 {
+                if bytes[at..].starts_with(magic) {
+                    bytes[at + flags] |= 1;
+                }
+            }
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_zip_of_encrypted_files_only_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().expect("folder");
+        let bytes = zip_of(&[("a.txt", b"text"), ("b.txt", b"text")]);
+        assert_eq!(parse(&bytes, folder.path()).expect("unpacks").members.len(), 2);
+        let refused = parse(&locked(bytes), folder.path()).expect_err("encrypted");
+        assert!(refused.contains("remove the password"), "{refused}");
     }
 }

@@ -1,11 +1,18 @@
 //! Parsers: one file a format. They run in the worker process and may panic, loop or allocate without harm.
+//!
+//! A panic of somebody else's parser is caught where it is called, so that the refusal names what is damaged and the
+//! rest of the file is kept.
 
 mod archive;
 mod csv;
 mod docx;
 mod html;
 mod markdown;
+mod ole_guard;
 mod pdf;
+mod pdf_guard;
+mod sheet;
+mod table;
 mod text;
 mod workbook;
 mod xml;
@@ -21,15 +28,14 @@ use super::document::Document;
 /// What is wrong with the file and what to do, in words for whoever uploaded it.
 pub fn parse(path: &Path, name: &str, extract: &Path) -> Result<Document, String> {
     let bytes = std::fs::read(path).map_err(|error| format!("it cannot be read: {error}"))?;
-    let head = &bytes[..bytes.len().min(4096)];
     let names = if bytes.starts_with(b"PK") { archive::names(&bytes) } else { Vec::new() };
-    let format = detect(name, head, &names)?;
+    let format = detect(name, &bytes, &names)?;
     let mut document = match format {
         Format::Text => text::parse(&bytes),
         Format::Markdown => markdown::parse(&text::decode(&bytes)),
-        Format::Html => html::parse(&text::decode(&bytes)),
+        Format::Html => html::parse(&text::decode(&bytes))?,
         Format::Csv => csv::parse(&text::decode(&bytes)),
-        Format::Workbook => workbook::parse(bytes)?,
+        Format::Xlsx | Format::Xlsb | Format::Xls | Format::Ods => workbook::parse(bytes, format)?,
         Format::Pdf => pdf::parse(&bytes)?,
         Format::Xml => xml::parse(&bytes)?,
         Format::Docx => docx::parse(&bytes)?,
@@ -40,4 +46,10 @@ pub fn parse(path: &Path, name: &str, extract: &Path) -> Result<Document, String
         document.warnings.push("the file has no text".to_owned());
     }
     Ok(document)
+}
+
+/// What `run` returns, or `damaged` if it panics.
+fn caught<T>(damaged: &str, run: impl FnOnce() -> T) -> Result<T, String> {
+    // Nothing that the closure changed is used after a panic but what its caller gave up for it.
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).map_err(|_| damaged.to_owned())
 }

@@ -1,16 +1,20 @@
 //! XML: streamed, never expanded.
 //!
 //! Products (BMEcat's ARTICLE or PRODUCT, anything with a supplier's article number) and classes (ETIM's Class and
-//! friends) become one block each; of other files, every element with text becomes a line below the path of its
-//! parents. Entities other than XML's own five and character references are not expanded, so no document can blow up.
+//! friends) become one block each, below a heading that names them; of other files, every element with text becomes a
+//! line below the path of its parents. Entities other than XML's own five and character references are not expanded, so no document can blow up.
 
 use quick_xml::Reader;
 use quick_xml::events::{BytesRef, BytesStart, Event};
 
-use crate::ingest::document::{BlockKind, Document, Place};
+use crate::ingest::document::{BlockKind, Document, Place, clip};
 
 /// Elements nested deeper than this are refused.
 const MAX_DEPTH: usize = 256;
+/// Bytes of a name in a path: every block has a path.
+const MAX_STEP: usize = 64;
+/// Bytes of a record's description in its heading.
+const MAX_LABEL: usize = 200;
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
     let text = super::text::decode(bytes);
@@ -41,6 +45,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
             _ => {}
         }
     }
+    // What a damaged file leaves open is text all the same.
+    while !walk.stack.is_empty() {
+        walk.end();
+    }
     walk.flush();
     Ok(walk.document)
 }
@@ -61,10 +69,19 @@ pub(super) fn entity(reference: &BytesRef<'_>) -> String {
     }
 }
 
+/// Adds a child to the path of an element; `count` says which of its name it is, from 1.
+pub(super) fn step(path: &mut String, name: &str, count: usize) {
+    path.push('/');
+    path.push_str(clip(name, MAX_STEP));
+    if count > 1 {
+        path.push_str(&format!("[{count}]"));
+    }
+}
+
 struct Open {
     name: String,
-    /// How many elements of this name came before it in its parent.
-    index: usize,
+    /// Which element of this name it is in its parent, from 1.
+    count: usize,
     children: std::collections::HashMap<String, usize>,
     had_children: bool,
 }
@@ -81,6 +98,10 @@ struct Walk {
     /// Depth of the open record, and what it is.
     record: Option<(usize, BlockKind)>,
     catalog: Option<String>,
+    /// What the open record says about itself.
+    group: Option<String>,
+    id: Option<String>,
+    label: Option<String>,
 }
 
 fn record_kind(name: &str) -> Option<BlockKind> {
@@ -97,27 +118,37 @@ fn record_kind(name: &str) -> Option<BlockKind> {
 
 impl Walk {
     fn path(&self) -> String {
-        let steps = self.stack.iter().map(|open| {
-            if open.index == 0 { open.name.clone() } else { format!("{}[{}]", open.name, open.index + 1) }
-        });
-        format!("/{}", steps.collect::<Vec<_>>().join("/"))
+        let mut path = String::new();
+        for open in &self.stack {
+            step(&mut path, &open.name, open.count);
+        }
+        path
+    }
+
+    /// The text so far becomes a line of the open element: there may be more of it after a child.
+    fn end_text(&mut self) -> String {
+        let text = super::html::squeeze(&std::mem::take(&mut self.text));
+        if let (Some(open), false) = (self.stack.last(), text.is_empty()) {
+            self.lines.push(format!("{}: {text}", open.name));
+        }
+        text
     }
 
     fn start(&mut self, tag: &BytesStart<'_>) -> Result<(), String> {
         if self.stack.len() >= MAX_DEPTH {
             return Err(format!("the XML is nested deeper than {MAX_DEPTH} elements"));
         }
-        self.text.clear();
+        self.end_text();
         let name = String::from_utf8_lossy(tag.local_name().as_ref()).into_owned();
-        let index = self.stack.last_mut().map_or(0, |parent| {
+        let count = self.stack.last_mut().map_or(1, |parent| {
             parent.had_children = true;
             let count = parent.children.entry(name.clone()).or_insert(0);
             *count += 1;
-            *count - 1
+            *count
         });
         self.stack.push(Open {
             name: name.clone(),
-            index,
+            count,
             children: std::collections::HashMap::new(),
             had_children: false,
         });
@@ -133,7 +164,9 @@ impl Walk {
         }
         for attribute in tag.attributes().flatten() {
             let key = String::from_utf8_lossy(attribute.key.local_name().as_ref()).into_owned();
-            let value = String::from_utf8_lossy(&attribute.value).into_owned();
+            let raw = String::from_utf8_lossy(&attribute.value);
+            // A value with an entity of the document's own stays as it is written.
+            let value = quick_xml::escape::unescape(&raw).unwrap_or_else(|_| raw.clone());
             if !key.starts_with("xmlns") && !key.starts_with("schemaLocation") && !value.trim().is_empty() {
                 self.lines.push(format!("{name} {key}: {value}"));
             }
@@ -142,19 +175,32 @@ impl Walk {
     }
 
     fn end(&mut self) {
-        let text = super::html::squeeze(&std::mem::take(&mut self.text));
+        let text = self.end_text();
         let depth = self.stack.len();
         let Some(open) = self.stack.last() else { return };
         if !text.is_empty() {
-            if self.catalog.is_none() && matches!(open.name.as_str(), "CATALOG_NAME" | "CatalogName") {
-                self.catalog = Some(text.clone());
-            }
             if self.document.title.is_none()
                 && matches!(open.name.as_str(), "CATALOG_NAME" | "title" | "Title")
             {
                 self.document.title = Some(text.clone());
             }
-            self.lines.push(format!("{}: {text}", open.name));
+            let slot = match open.name.as_str() {
+                "CATALOG_NAME" | "CatalogName" => Some(&mut self.catalog),
+                _ if self.record.is_none() => None,
+                "REFERENCE_FEATURE_GROUP_NAME" | "REFERENCE_FEATURE_GROUP_ID" | "GroupName" => {
+                    Some(&mut self.group)
+                }
+                "SUPPLIER_AID" | "SUPPLIER_PID" | "ArticleNumber" | "ProductId" | "Code" => {
+                    Some(&mut self.id)
+                }
+                "DESCRIPTION_SHORT" | "ProductName" | "Description" | "Name" | "name" | "Title" | "title" => {
+                    Some(&mut self.label)
+                }
+                _ => None,
+            };
+            if let Some(slot) = slot {
+                slot.get_or_insert(text);
+            }
         }
         match self.record {
             Some((at, _)) if at == depth => self.flush(),
@@ -168,11 +214,20 @@ impl Walk {
 
     fn flush(&mut self) {
         let kind = self.record.take().map_or(BlockKind::Text, |(_, kind)| kind);
+        let (group, id, label) = (self.group.take(), self.id.take(), self.label.take());
         if self.lines.is_empty() {
             return;
         }
         let lines = features(std::mem::take(&mut self.lines)).join("\n");
-        let headings: Vec<String> = self.catalog.iter().cloned().collect();
+        let label = label.as_deref().map(|label| clip(label, MAX_LABEL));
+        let own = [id.as_deref(), label].into_iter().flatten().collect::<Vec<_>>().join(" ");
+        let headings: Vec<String> = self
+            .catalog
+            .clone()
+            .into_iter()
+            .chain(group)
+            .chain(Some(own).filter(|own| !own.is_empty()))
+            .collect();
         let place = Place { xml_path: Some(std::mem::take(&mut self.lines_path)), ..Place::default() };
         self.document.push(kind, &headings, None, &lines, place);
     }
@@ -215,7 +270,36 @@ mod tests {
         let products: Vec<_> = document.blocks.iter().filter(|b| b.kind == BlockKind::Product).collect();
         assert_eq!(products[0].text, "SUPPLIER_AID: NV-1\nRated current: 16 A");
         assert_eq!(products[1].place.xml_path.as_deref(), Some("/BMECAT/T_NEW_CATALOG/ARTICLE[2]"));
-        assert_eq!(products[0].heading_path, ["Norvolt"]);
+        assert_eq!(products[0].heading_path, ["Norvolt", "NV-1"]);
+    }
+
+    #[test]
+    fn an_articles_heading_names_it() {
+        let xml = "<BMECAT><CATALOG_NAME>Norvolt</CATALOG_NAME><ARTICLE><SUPPLIER_AID>NV-1</SUPPLIER_AID>\
+            <ARTICLE_DETAILS><DESCRIPTION_SHORT>Breaker 16 A</DESCRIPTION_SHORT></ARTICLE_DETAILS>\
+            <ARTICLE_FEATURES><REFERENCE_FEATURE_GROUP_ID>EC000042</REFERENCE_FEATURE_GROUP_ID></ARTICLE_FEATURES>\
+            </ARTICLE><ARTICLE><SUPPLIER_AID>NV-2</SUPPLIER_AID></ARTICLE></BMECAT>";
+        let document = parse(xml.as_bytes()).expect("parses");
+        let products: Vec<_> = document.blocks.iter().filter(|b| b.kind == BlockKind::Product).collect();
+        assert_eq!(products[0].heading_path, ["Norvolt", "EC000042", "NV-1 Breaker 16 A"]);
+        assert_eq!(products[1].heading_path, ["Norvolt", "NV-2"]);
+    }
+
+    #[test]
+    fn text_before_and_after_a_child_is_kept() {
+        let document = parse(b"<r><p>Hello <b>World</b> again</p></r>").expect("parses");
+        assert_eq!(document.blocks[0].text, "p: Hello\nb: World\np: again");
+    }
+
+    #[test]
+    fn text_of_a_file_that_ends_early_is_kept() {
+        assert_eq!(parse(b"<r><p>Hello").expect("parses").blocks[0].text, "p: Hello");
+    }
+
+    #[test]
+    fn attributes_are_read_as_they_mean() {
+        let document = parse(b"<r><p n=\"R&amp;D &#65;\" m=\"&own;\"/></r>").expect("parses");
+        assert_eq!(document.blocks[0].text, "p n: R&D A\np m: &own;");
     }
 
     #[test]
