@@ -175,3 +175,128 @@ fn the_talking_mixtral_equals_its_dense_parent() {
         assert_eq!(greedy(&mut decoder, &mut kv, &row.prompt_ids, 24, 256, 1), row.ids[..24]);
     }
 }
+
+/// All logits of `ids` from an empty cache, as `-ln p` of each following id.
+fn chunk_nll(decoder: &mut Decoder, kv: &mut KvCache, ids: &[u32]) -> f64 {
+    let positions: Vec<u32> = (0..ids.len() as u32).collect();
+    let table: Vec<u32> = (0..ids.len().div_ceil(16) as u32).collect();
+    let span =
+        SeqSpan { query_start: 0, query_len: ids.len() as u32, context_len: ids.len() as u32, table_start: 0 };
+    let batch = ForwardBatch {
+        input_ids: ids,
+        positions: &positions,
+        slot_mapping: &positions,
+        sequences: &[span],
+        block_tables: &table,
+        logits_rows: &positions,
+    };
+    let logits = decoder.forward(&batch, kv).expect("forward");
+    let nll = |at: usize| {
+        let row = logits.row(at);
+        let highest = f64::from(row.iter().copied().fold(f32::MIN, f32::max));
+        let total: f64 = row.iter().map(|x| (f64::from(*x) - highest).exp()).sum();
+        highest + total.ln() - f64::from(row[ids[at + 1] as usize])
+    };
+    (0..ids.len() - 1).map(nll).sum()
+}
+
+/// Perplexity of `golden/perplexity.txt` as `golden/perplexity.py` defines it.
+fn perplexity(path: &std::path::Path, ids: &[u32]) -> f64 {
+    let source = ModelSource::open(path).expect("opens");
+    let options = LoadOptions {
+        dtype: DtypeChoice::Auto,
+        max_num_batched_tokens: 512,
+        max_num_seqs: 512,
+        dummy_weights: false,
+        exec: Exec::simd(2),
+        progress: None,
+    };
+    let mut decoder = Decoder::load(&source, options).expect("loads");
+    let mut kv = KvCache::new(decoder.kv_spec(), 32).expect("cache");
+    let chunks = ids.chunks_exact(512);
+    let count = chunks.len() * 511;
+    (chunks.map(|chunk| chunk_nll(&mut decoder, &mut kv, chunk)).sum::<f64>() / count as f64).exp()
+}
+
+#[derive(serde::Deserialize)]
+struct Perplexity {
+    ids: Vec<u32>,
+    /// By transformers, f32.
+    folder: f64,
+    /// By llama-cpp-python.
+    q8_0: f64,
+}
+
+#[test]
+fn perplexity_is_that_of_transformers_in_f32_and_of_llama_cpp_in_q8_0() {
+    let golden: Perplexity =
+        serde_json::from_str(include_str!("golden/perplexity.json")).expect("golden");
+    for (name, wanted, within) in [("smollm2-f32", golden.folder, 1e-4), ("smollm2.Q8_0.gguf", golden.q8_0, 5e-3)] {
+        let Some(path) = model(name) else { return };
+        let found = perplexity(&path, &golden.ids);
+        println!("{name}: perplexity {found:.4}, reference {wanted:.4}, ratio {:.5}", found / wanted);
+        assert!((found / wanted - 1.0).abs() < within, "{name}: {found} is not {wanted}");
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Embeddings {
+    texts: Vec<String>,
+    #[serde(flatten)]
+    models: std::collections::BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(serde::Deserialize)]
+struct EmbeddingRow {
+    text: usize,
+    prefix: String,
+    vector: Vec<f32>,
+}
+
+/// `tarn embed` over `texts`, in one call.
+fn embed(path: &std::path::Path, prefix: &str, texts: &[&str]) -> Vec<Vec<f32>> {
+    let mut command = std::process::Command::new(super::support::TARN);
+    command.arg("embed").arg("--embedder").arg(path);
+    match prefix {
+        "query: " => drop(command.arg("--query")),
+        "passage: " => drop(command.arg("--passage")),
+        _ => {}
+    }
+    let output = command.arg("--").args(texts).output().expect("runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let lines = String::from_utf8_lossy(&output.stdout).into_owned();
+    let vector = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("json");
+        serde_json::from_value(line["embedding"].clone()).expect("numbers")
+    };
+    lines.lines().map(vector).collect()
+}
+
+#[test]
+fn embeddings_equal_sentence_transformers_one_by_one_and_batched() {
+    let golden: Embeddings = serde_json::from_str(include_str!("golden/embeddings.json")).expect("golden");
+    let cosine = |a: &[f32], b: &[f32]| -> f64 {
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+        dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+    };
+    for name in ["all-MiniLM-L6-v2", "e5-small", "granite-30m"] {
+        let Some(path) = model(name) else { return };
+        let rows: Vec<EmbeddingRow> =
+            serde_json::from_value(golden.models[name]["rows"].clone()).expect("rows");
+        let mut worst = f64::MAX;
+        for prefix in ["", "query: ", "passage: "] {
+            let rows: Vec<&EmbeddingRow> = rows.iter().filter(|row| row.prefix == prefix).collect();
+            let texts: Vec<&str> = rows.iter().map(|row| golden.texts[row.text].as_str()).collect();
+            if texts.is_empty() {
+                continue;
+            }
+            let batched = embed(&path, prefix, &texts);
+            for ((row, text), vector) in rows.iter().zip(&texts).zip(&batched) {
+                worst = worst.min(cosine(vector, &row.vector));
+                assert_eq!(embed(&path, prefix, &[text]), std::slice::from_ref(vector), "{name}: {text}");
+            }
+        }
+        println!("{name}: smallest cosine {worst:.7}");
+        assert!(worst >= 0.9999, "{name}: {worst}");
+    }
+}
