@@ -74,7 +74,12 @@ pub(super) async fn document() -> Json<Value> {
     for (path, method, summary, body, statuses) in OPERATIONS {
         let error = json!({"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}});
         let mut responses: Map<String, Value> = Map::new();
-        responses.insert("200".to_owned(), json!({"description": "The answer"}));
+        let mut answer = json!({"description": "The answer"});
+        if let Some(name) = schemas::of_answer(path) {
+            let schema = json!({"$ref": format!("#/components/schemas/{name}")});
+            answer["content"] = json!({"application/json": {"schema": schema}});
+        }
+        responses.insert("200".to_owned(), answer);
         for status in statuses.iter().chain(EVERYWHERE) {
             let response = if *status < 300 { json!({"description": "Accepted"}) } else { error.clone() };
             responses.insert(status.to_string(), response);

@@ -363,8 +363,14 @@ async fn the_openapi_document_describes_every_body_and_status() {
         );
         assert_eq!(body.is_some(), operation["requestBody"].is_object(), "{path}");
         if let Some(name) = body {
+            assert!(operation["responses"]["200"]["content"].is_object(), "{path}");
             assert!(document["components"]["schemas"][name]["properties"].is_object(), "{name}");
             assert!(operation["responses"]["413"].is_object() && operation["responses"]["415"].is_object());
         }
+    }
+    let text = document.to_string();
+    for named in text.split("#/components/schemas/").skip(1) {
+        let name = named.split('"').next().expect("a name");
+        assert!(document["components"]["schemas"][name].is_object(), "{name}");
     }
 }

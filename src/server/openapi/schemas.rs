@@ -1,4 +1,4 @@
-//! Schemas of request bodies, by hand: the handlers take fields one by one, and some fields are of several types.
+//! Schemas of request and answer bodies, by hand: the handlers take fields one by one, and some fields are of several types.
 
 use serde_json::{Map, Value, json};
 
@@ -12,6 +12,16 @@ pub(super) fn all() -> Value {
         "TokenizeRequest": tokenize(),
         "DetokenizeRequest": detokenize(),
         "RagRequest": rag(),
+        "Usage": usage(),
+        "Completion": completed("text_completion", json!({"text": {"type": "string"}})),
+        "ChatCompletion": completed("chat.completion", json!({"message": object(&["role", "content"], json!({
+            "role": {"const": "assistant"}, "content": {"type": "string"}}))})),
+        "EmbeddingList": embeddings(),
+        "Tokens": object(&["tokens", "count", "max_model_len"], json!({
+            "tokens": {"type": "array", "items": at_least(0)}, "count": at_least(0), "max_model_len": at_least(1),
+            "token_strs": {"type": "array", "items": {"type": "string"}}})),
+        "Text": object(&["prompt"], json!({"prompt": {"type": "string"}})),
+        "Answer": answer(),
     })
 }
 
@@ -180,6 +190,74 @@ fn rag() -> Value {
             "max_tokens": at_least(0),
             "temperature": number(0.0, 2.0),
             "seed": at_least(0),
+        }),
+    )
+}
+
+/// The name of the schema of what `path` answers to a `post`.
+pub(super) fn of_answer(path: &str) -> Option<&'static str> {
+    Some(match path {
+        "/v1/completions" => "Completion",
+        "/v1/chat/completions" => "ChatCompletion",
+        "/v1/embeddings" => "EmbeddingList",
+        "/tokenize" => "Tokens",
+        "/detokenize" => "Text",
+        "/v1/rag/query" => "Answer",
+        _ => return None,
+    })
+}
+
+fn usage() -> Value {
+    object(
+        &["prompt_tokens", "total_tokens"],
+        json!({
+            "prompt_tokens": at_least(0), "completion_tokens": at_least(0), "total_tokens": at_least(0),
+            "prompt_tokens_details": object(&[], json!({"cached_tokens": at_least(0)})),
+        }),
+    )
+}
+
+/// A generation's answer; `own` is what its choices hold beside index, reasons and log probabilities.
+fn completed(kind: &str, own: Value) -> Value {
+    let mut choice = json!({
+        "index": at_least(0), "logprobs": {"type": ["object", "null"]},
+        "finish_reason": {"enum": ["stop", "length", "abort"]}, "stop_reason": {"type": ["integer", "string", "null"]},
+    });
+    if let (Value::Object(choice), Value::Object(own)) = (&mut choice, own) {
+        choice.extend(own);
+    }
+    object(
+        &["id", "object", "created", "model", "choices", "usage"],
+        json!({
+            "id": {"type": "string"}, "object": {"const": kind}, "created": {"type": "integer"},
+            "model": {"type": "string"}, "usage": {"$ref": "#/components/schemas/Usage"},
+            "choices": {"type": "array", "items": object(&["index", "finish_reason"], choice)},
+        }),
+    )
+}
+
+fn embeddings() -> Value {
+    let vector = json!({"oneOf": [{"type": "array", "items": {"type": "number"}},
+        said(json!({"type": "string"}), "base64 of little-endian f32")]});
+    let one = object(&["index", "embedding"], json!({"index": at_least(0), "embedding": vector}));
+    object(
+        &["object", "data", "model", "usage"],
+        json!({
+            "object": {"const": "list"}, "data": {"type": "array", "items": one}, "model": {"type": "string"},
+            "usage": {"$ref": "#/components/schemas/Usage"},
+        }),
+    )
+}
+
+fn answer() -> Value {
+    let texts = json!({"type": "array", "items": {"type": "string"}});
+    object(
+        &["answer", "generated", "citations", "lake_version", "warnings", "timings", "usage"],
+        json!({
+            "answer": {"type": ["string", "null"]}, "generated": {"type": "boolean"},
+            "model": {"type": ["string", "null"]}, "finish_reason": {"type": ["string", "null"]},
+            "citations": {"type": "array", "items": {"type": "object"}}, "lake_version": {"type": "integer"},
+            "warnings": texts, "timings": {"type": "object"}, "usage": {"$ref": "#/components/schemas/Usage"},
         }),
     )
 }
