@@ -6,7 +6,10 @@ use axum::Json;
 use serde_json::{Map, Value, json};
 
 /// Path, method, summary, the schema of its JSON body, statuses beside 200 and those of [`EVERYWHERE`].
-pub(super) const OPERATIONS: &[(&str, &str, &str, Option<&str>, &[u16])] = &[
+type Operation = (&'static str, &'static str, &'static str, Option<&'static str>, &'static [u16]);
+
+/// All that is served.
+pub(super) const OPERATIONS: &[Operation] = &[
     ("/v1/models", "get", "Models that are served", None, &[401]),
     ("/v1/models/{id}", "get", "One model", None, &[401, 404]),
     (
