@@ -102,7 +102,7 @@ impl Metrics {
         self.seconds.with_label_values(&[route]).observe(seconds);
     }
 
-    /// A generation ended: seconds to its first token, for all of it, and its tokens.
+    /// A generation ended: seconds to its first token, for all of it, and the tokens of its longest answer.
     pub fn generated(&self, model: &str, first: f64, total: f64, tokens: u32) {
         self.first_token.with_label_values(&[model]).observe(first);
         self.end_to_end.with_label_values(&[model]).observe(total);
@@ -118,8 +118,9 @@ impl Metrics {
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut bytes);
         let own = String::from_utf8_lossy(&bytes).into_owned();
         let mut out = String::new();
+        let model = model.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
         for line in own.lines().filter(|line| !line.contains("tarn_http_")) {
-            let _ = writeln!(out, "{}", line.replace("tarn_", "vllm:"));
+            let _ = writeln!(out, "{}", under_vllms_name(line));
         }
         for sample in engine {
             for prefix in ["vllm:", "tarn_"] {
@@ -131,5 +132,37 @@ impl Metrics {
             }
         }
         own + &out
+    }
+}
+
+/// A line of Prometheus' text with the metric's name as vLLM has it; values of labels stay as they are.
+fn under_vllms_name(line: &str) -> String {
+    let (comment, rest) = match ["# HELP ", "# TYPE "].iter().find(|start| line.starts_with(**start)) {
+        Some(start) => line.split_at(start.len()),
+        None => ("", line),
+    };
+    match rest.strip_prefix("tarn_") {
+        Some(name) => format!("{comment}vllm:{name}"),
+        None => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_change_and_labels_do_not() {
+        let metrics = Metrics::new();
+        metrics.generated("tarn_\"x\"", 0.5, 1.5, 3);
+        let sample = EngineSample { name: "num_requests_running", kind: "gauge", value: 1.0 };
+        let text = metrics.render("tarn_\"x\"\\", &[sample]);
+        assert!(
+            text.contains("vllm:e2e_request_latency_seconds_sum{model_name=\"tarn_\\\"x\\\"\"} 1.5"),
+            "{text}"
+        );
+        assert!(text.contains("# TYPE vllm:time_to_first_token_seconds histogram"), "{text}");
+        assert!(text.contains(r#"vllm:num_requests_running{model_name="tarn_\"x\"\\"} 1"#), "{text}");
+        assert!(!text.contains("vllm:\\\"x"), "{text}");
     }
 }

@@ -81,7 +81,7 @@ fn decoders_of_every_family_give_the_logits_of_transformers() {
         let mut decoder = Decoder::load(&source, options(2)).expect("loads");
         let mut kv = KvCache::new(decoder.kv_spec(), 32).expect("cache");
         for row in &model.rows {
-            let whole = last_logits(&mut decoder, &mut kv, &row.ids, 64, 1);
+            let whole = last_logits(&mut decoder, &mut kv, &row.ids, 128, 1);
             let worst = whole.iter().zip(&row.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 1e-4, "{name}, {} tokens: logits differ by {worst}", row.ids.len());
             assert_eq!(

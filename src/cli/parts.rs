@@ -13,7 +13,7 @@ use crate::engine::{EngineConfig, EngineThread, ModelRunner, SamplingParams};
 use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
 use crate::lake::{LakeConfig, Lakes};
 use crate::model::{
-    Decoder, Encoder, Exec, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
+    Decoder, Encoder, Exec, GgufVocab, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
     TokenizerSource,
 };
 use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
@@ -40,38 +40,89 @@ fn progress(what: &str) -> Box<dyn Fn(LoadProgress) + Send> {
 fn tokenizer(source: &ModelSource) -> anyhow::Result<Tokenizer> {
     match source.tokenizer()? {
         TokenizerSource::Json { tokenizer, config } => Ok(Tokenizer::from_json(&tokenizer, config.as_ref())?),
-        TokenizerSource::Gguf(vocab) => {
-            let of_type = |kind: u32| {
-                let all = vocab.token_types.iter().zip(0_u32..).filter(move |(found, _)| **found == kind);
-                all.map(|(_, id)| id).collect::<Vec<_>>()
-            };
-            let kind = match vocab.model.as_str() {
-                "gpt2" => VocabKind::ByteLevel,
-                "llama" => VocabKind::SentencePiece,
-                other => anyhow::bail!(
-                    "the GGUF's tokenizer `{other}` is not supported: use the model's Hugging Face folder"
-                ),
-            };
-            let default_bos = kind == VocabKind::SentencePiece;
-            let built = Vocab {
-                kind,
-                pre: vocab.pre.clone(),
-                control: of_type(3),
-                user_defined: of_type(4),
-                bos: vocab.bos.filter(|_| vocab.add_bos.unwrap_or(default_bos)),
-                unk: vocab.unk,
-                space_prefix: vocab.add_space_prefix.unwrap_or(true),
-                tokens: vocab.tokens.clone(),
-                merges: vocab.merges.clone(),
-                scores: vocab.scores.clone(),
-            };
-            Ok(Tokenizer::from_vocab(&built, vocab.bos, vocab.eos)?)
+        TokenizerSource::Gguf(gguf) => Ok(Tokenizer::from_vocab(&vocab(&gguf)?, gguf.bos, gguf.eos)?),
+    }
+}
+
+/// What a GGUF says of its vocabulary, with llama.cpp's defaults for what it does not say.
+fn vocab(gguf: &GgufVocab) -> anyhow::Result<Vocab> {
+    let of_type = |kind: u32| {
+        let all = gguf.token_types.iter().zip(0_u32..).filter(move |(found, _)| **found == kind);
+        all.map(|(_, id)| id).collect::<Vec<_>>()
+    };
+    let kind = match gguf.model.as_str() {
+        "gpt2" => VocabKind::ByteLevel,
+        "llama" => VocabKind::SentencePiece,
+        other => anyhow::bail!(
+            "the GGUF's tokenizer `{other}` is not supported: use the model's Hugging Face folder"
+        ),
+    };
+    Ok(Vocab {
+        kind,
+        pre: gguf.pre.clone(),
+        control: of_type(3),
+        user_defined: of_type(4),
+        bos: gguf.bos.filter(|_| gguf.add_bos.unwrap_or_else(|| kind.begins(&gguf.pre))),
+        unk: gguf.unk,
+        space_prefix: gguf.add_space_prefix.unwrap_or(true),
+        tokens: gguf.tokens.clone(),
+        merges: gguf.merges.clone(),
+        scores: gguf.scores.clone(),
+    })
+}
+
+/// Most tokens of a sequence, and the KV blocks for all of them.
+#[derive(Debug, PartialEq, Eq)]
+struct Window {
+    max_model_len: usize,
+    blocks: usize,
+}
+
+impl Window {
+    /// The window where none is asked for.
+    const DEFAULT: usize = 8192;
+
+    /// What is possible of what is asked for, in tokens and bytes; says so where that is less.
+    fn plan(
+        asked: Option<usize>,
+        max_positions: usize,
+        kv_bytes: Option<usize>,
+        block_bytes: usize,
+    ) -> anyhow::Result<Window> {
+        anyhow::ensure!(asked != Some(0), "--max-model-len is 0, but must be at least 1");
+        let wanted = asked.unwrap_or(Window::DEFAULT);
+        let fits = wanted.min(max_positions);
+        if wanted > fits && asked.is_some() {
+            tracing::warn!(
+                "the window is {fits} tokens, the model's longest context, and not the {wanted} asked for"
+            );
+        } else if asked.is_none() && fits < max_positions {
+            tracing::info!(
+                "the window is {fits} tokens of the model's {max_positions}: --max-model-len sets it"
+            );
         }
+        let for_eight = fits.div_ceil(KvSpec::BLOCK_SIZE).saturating_mul(8 * block_bytes);
+        let blocks = kv_bytes.unwrap_or(for_eight.min(1 << 30)) / block_bytes;
+        anyhow::ensure!(blocks > 0, "--kv-cache-mb is too small for one block of {} KiB", block_bytes >> 10);
+        // Places in the cache are counted in 32 bits.
+        anyhow::ensure!(
+            blocks <= u32::MAX as usize / KvSpec::BLOCK_SIZE,
+            "--kv-cache-mb is too large: {blocks} blocks of {} KiB",
+            block_bytes >> 10
+        );
+        let max_model_len = fits.min(blocks * KvSpec::BLOCK_SIZE);
+        if max_model_len < fits {
+            tracing::warn!(
+                "the window is {max_model_len} tokens and not {fits}: the KV cache holds no more; --kv-cache-mb sets it"
+            );
+        }
+        Ok(Window { max_model_len, blocks })
     }
 }
 
 /// Loads the generator and starts its engine.
 pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, EngineThread)> {
+    compute_threads(settings);
     let model = settings.need_model()?;
     let source = ModelSource::open(&model.location.path)?;
     let ModelConfig::Decoder(config) = source.config().clone() else {
@@ -90,22 +141,26 @@ pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, Engin
     sampling.temperature = generation.temperature.unwrap_or(sampling.temperature);
     sampling.top_p = generation.top_p.unwrap_or(sampling.top_p);
     sampling.top_k = generation.top_k;
+    sampling.min_p = generation.min_p.unwrap_or(sampling.min_p);
+    sampling.repetition_penalty = generation.repetition_penalty.unwrap_or(sampling.repetition_penalty);
 
     let limits = settings.engine.clone();
-    let max_model_len = limits.max_model_len.unwrap_or(8192).min(config.max_positions);
     let spec = KvSpec { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim };
-    let wanted = 8 * max_model_len.div_ceil(KvSpec::BLOCK_SIZE) * spec.block_bytes();
-    let bytes = limits.kv_cache_bytes.unwrap_or(wanted.min(1 << 30));
-    let blocks = bytes / spec.block_bytes();
-    anyhow::ensure!(
-        blocks > 0,
-        "--kv-cache-mb is too small for one block of {} KiB",
-        spec.block_bytes() >> 10
-    );
-    let max_model_len = max_model_len.min(blocks * KvSpec::BLOCK_SIZE);
+    let Window { max_model_len, blocks } =
+        Window::plan(limits.max_model_len, config.max_positions, limits.kv_cache_bytes, spec.block_bytes())?;
 
     let (dtype, threads, dummy_weights) = (settings.dtype, settings.threads, model.dummy_weights);
-    let parameters = if dummy_weights { 0 } else { source.inspect()?.parameters };
+    let summary = if dummy_weights { None } else { Some(source.inspect()?) };
+    let parameters = summary.as_ref().map_or(0, |summary| summary.parameters);
+    tracing::info!(
+        model = model.location.name,
+        weights_mib = summary.as_ref().map_or(0, |summary| summary.bytes >> 20),
+        kv_blocks = blocks,
+        kv_mib = (blocks * spec.block_bytes()) >> 20,
+        window = max_model_len,
+        "the KV cache holds {:.1} sequences of the whole window",
+        blocks as f64 / max_model_len.div_ceil(KvSpec::BLOCK_SIZE) as f64
+    );
     let batched = limits.max_num_batched_tokens;
     let name = model.location.name.clone();
     let label = format!("loading {name}");
@@ -137,6 +192,7 @@ pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, Engin
 
 /// Loads the embedder and starts its thread.
 pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, EmbedThread)> {
+    compute_threads(settings);
     let embedder = settings.need_embedder()?;
     let source = ModelSource::open(&embedder.location.path)?;
     let ModelConfig::Encoder(config) = source.config().clone() else {
@@ -147,7 +203,7 @@ pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, Embe
     };
     let tokenizer = tokenizer(&source)?;
     let name = embedder.location.name.clone();
-    let is_e5 = name.to_lowercase().contains("e5");
+    let is_e5 = is_e5(&name);
     let prefix = |set: &Option<String>, e5: &str| {
         set.clone().unwrap_or_else(|| if is_e5 { e5.to_owned() } else { String::new() })
     };
@@ -174,6 +230,17 @@ pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, Embe
         Encoder::load(&source, options).map_err(|error| error.to_string())
     };
     Ok(crate::embed::start(EmbedConfig { max_batch_tokens: 512 }, tokenizer, info, build)?)
+}
+
+/// Whether a name has `e5` as a word.
+fn is_e5(name: &str) -> bool {
+    name.split(|c: char| !c.is_alphanumeric()).any(|word| word.eq_ignore_ascii_case("e5"))
+}
+
+/// Gives rayon, which some crates compute on, as many threads as the settings say.
+fn compute_threads(settings: &Settings) {
+    // A second call (in tests) finds the pool in place, which is fine.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build_global();
 }
 
 /// A digest of what decides a model's vectors: its small files whole, its weights by length and samples.
@@ -231,11 +298,12 @@ pub(super) fn pipeline(
 
 /// All of a server. The threads must outlive it.
 pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<EngineThread>, EmbedThread)> {
+    let metrics = Metrics::new();
     let (embed, embed_thread) = embedder(settings)?;
     let (generator, engine_thread) = match settings.model {
         Some(_) => {
             let (generator, thread) = generator(settings)?;
-            (Some(generator), Some(thread))
+            (Some(generator.measured(metrics.clone())), Some(thread))
         }
         None => (None, None),
     };
@@ -248,7 +316,7 @@ pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<En
         generator,
         embed,
         lakes,
-        metrics: Metrics::new(),
+        metrics,
         api_keys: settings.server.api_keys.clone().into(),
         max_upload_bytes: settings.server.max_upload_bytes,
         draining: Arc::new(AtomicBool::new(false)),
@@ -259,4 +327,39 @@ pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<En
 /// The async runtime of a command.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e5_is_a_word_of_the_name() {
+        assert!(is_e5("intfloat/multilingual-e5-small") && is_e5("E5_base") && is_e5("e5"));
+        assert!(!is_e5("base5") && !is_e5("gte5-small") && !is_e5("me5"));
+    }
+
+    #[test]
+    fn the_window_is_what_model_and_cache_allow() {
+        let plan = |asked, max, bytes| Window::plan(asked, max, bytes, 1 << 10);
+        assert_eq!(plan(None, 100_000, None).expect("plans"), Window { max_model_len: 8192, blocks: 4096 });
+        assert_eq!(plan(Some(64), 32, Some(1 << 20)).expect("plans").max_model_len, 32);
+        assert_eq!(plan(Some(64), 100, Some(2 << 10)).expect("plans").max_model_len, 32);
+        assert!(plan(Some(0), 100, None).is_err() && plan(None, 100, Some(1)).is_err());
+        assert!(plan(None, 100, Some(usize::MAX)).is_err());
+    }
+
+    #[test]
+    fn a_gguf_of_llama_3_begins_texts_where_it_does_not_say() {
+        let gguf = |pre: &str, add_bos| GgufVocab {
+            model: "gpt2".to_owned(),
+            pre: pre.to_owned(),
+            bos: Some(0),
+            add_bos,
+            ..GgufVocab::default()
+        };
+        assert_eq!(vocab(&gguf("llama-bpe", None)).expect("builds").bos, Some(0));
+        assert_eq!(vocab(&gguf("llama-bpe", Some(false))).expect("builds").bos, None);
+        assert_eq!(vocab(&gguf("smollm", None)).expect("builds").bos, None);
+    }
 }

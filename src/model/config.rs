@@ -74,7 +74,8 @@ pub enum RopeScaling {
         /// The divisor.
         factor: f64,
     },
-    /// NTK-aware base for contexts beyond the original; static here at the configured length.
+    /// NTK-aware base for contexts beyond the original; static here, at what `transformers` computes for the longest
+    /// context (as vLLM has it): a base that grew with the text would make cached keys wrong.
     Dynamic {
         /// Growth over `original`.
         factor: f64,

@@ -134,6 +134,13 @@ impl GgufFile {
         let heads = self.need("attention.head_count")?;
         let hidden = self.need("embedding_length")?;
         let head_dim = self.number("attention.key_length").unwrap_or(hidden / heads.max(1));
+        if let Some(rotated) = self.number("rope.dimension_count").filter(|rotated| *rotated != head_dim) {
+            return Err(ModelError::UnsupportedConfig {
+                field: "rope.dimension_count",
+                value: rotated.to_string(),
+                expected: format!("rotary positions over the whole head, {head_dim}"),
+            });
+        }
         let max_positions = self.need("context_length")?;
         let moe = match self.number("expert_count") {
             Some(experts) if experts > 0 => {
@@ -160,7 +167,7 @@ impl GgufFile {
             max_positions,
             eps: self.float("attention.layer_norm_rms_epsilon").unwrap_or(1e-5) as f32,
             rope: RopeConfig { theta: self.float("rope.freq_base").unwrap_or(10_000.0), scaling },
-            sliding_window: self.number("attention.sliding_window"),
+            sliding_window: self.number("attention.sliding_window").filter(|window| *window > 0),
             tied: !self.tensors.contains_key("output.weight"),
             attention_bias: self.tensors.contains_key("blk.0.attn_q.bias"),
             moe,
@@ -180,13 +187,18 @@ impl GgufFile {
         Ok(match (self.text("rope.scaling.type"), factor) {
             (None | Some("linear"), Some(factor)) if factor != 1.0 => RopeScaling::Linear { factor },
             (None | Some("none" | "linear"), _) => RopeScaling::Default,
-            (Some("yarn"), factor) => RopeScaling::Yarn {
-                factor: factor.unwrap_or(1.0),
-                original: self.number("rope.scaling.original_context_length").unwrap_or(max_positions),
-                beta_slow: 1.0,
-                beta_fast: 32.0,
-                attention_factor: self.float("rope.scaling.attn_factor"),
-            },
+            (Some("yarn"), factor) => {
+                let factor = factor.unwrap_or(1.0);
+                // llama.cpp multiplies YaRN's own factor by the file's.
+                let own = if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 };
+                RopeScaling::Yarn {
+                    factor,
+                    original: self.number("rope.scaling.original_context_length").unwrap_or(max_positions),
+                    beta_slow: self.float("rope.scaling.yarn_beta_slow").unwrap_or(1.0),
+                    beta_fast: self.float("rope.scaling.yarn_beta_fast").unwrap_or(32.0),
+                    attention_factor: self.float("rope.scaling.attn_factor").map(|file| file * own),
+                }
+            }
             (Some(other), _) => {
                 return Err(ModelError::UnsupportedConfig {
                     field: "rope.scaling.type",

@@ -43,9 +43,19 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
         .and_then(Value::as_str)
         .ok_or_else(|| ModelError::MissingField { field: "architectures".to_owned() })?
         .to_owned();
+    refuse_quantized(&json)?;
     match architecture.as_str() {
         "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" | "llama" | "mistral"
         | "mixtral" => decoder(&json, architecture)?.check().map(ModelConfig::Decoder),
+        name if name.ends_with("ForSequenceClassification") || name.ends_with("ForTokenClassification") => {
+            Err(ModelError::UnsupportedConfig {
+                field: "architectures",
+                value: architecture,
+                expected:
+                    "it classifies or scores texts; an embedder has no such head (BertModel, XLMRobertaModel)"
+                        .to_owned(),
+            })
+        }
         name if name.starts_with("Bert") || name == "bert" => {
             encoder(dir, &json, architecture, PositionStyle::Absolute)?.check().map(ModelConfig::Encoder)
         }
@@ -59,6 +69,20 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
         }
         _ => Err(ModelError::UnknownArchitecture { architecture }),
     }
+}
+
+/// Weights that a quantization method packed are of other shapes, and wrong if they are read as they are.
+fn refuse_quantized(json: &Value) -> Result<()> {
+    let found = ["quantization_config", "compression_config"]
+        .into_iter()
+        .find_map(|field| Some((field, json.get(field).filter(|value| !value.is_null())?)));
+    let Some((field, value)) = found else { return Ok(()) };
+    let method = value.get("quant_method").and_then(Value::as_str).unwrap_or("of an unnamed method");
+    Err(ModelError::UnsupportedConfig {
+        field,
+        value: method.to_owned(),
+        expected: "use the model's F32, F16 or BF16 folder, or a GGUF file".to_owned(),
+    })
 }
 
 fn decoder(json: &Value, architecture: String) -> Result<DecoderConfig> {
@@ -80,13 +104,26 @@ fn decoder(json: &Value, architecture: String) -> Result<DecoderConfig> {
             expected: "MLPs without biases".to_owned(),
         });
     }
+    let parameters = json.get("rope_parameters");
+    let partial = float(json, "partial_rotary_factor")
+        .or_else(|| float(parameters?, "partial_rotary_factor"))
+        .or_else(|| float(json.get("rope_scaling")?, "partial_rotary_factor"));
+    if let Some(partial) = partial.filter(|partial| *partial != 1.0) {
+        return Err(ModelError::UnsupportedConfig {
+            field: "partial_rotary_factor",
+            value: partial.to_string(),
+            expected: "rotary positions over the whole head, 1.0".to_owned(),
+        });
+    }
     let moe = match number(json, "num_local_experts") {
         Some(experts) if architecture.to_lowercase().starts_with("mixtral") => {
             Some(MoeConfig { experts, top_k: need(json, "num_experts_per_tok")? })
         }
         _ => None,
     };
-    let max_positions = need(json, "max_position_embeddings")?;
+    let trained = need(json, "max_position_embeddings")?;
+    let rope = rope(json, trained)?;
+    let max_positions = window(&rope.scaling, trained);
     let mixtral_or_mistral = !architecture.to_lowercase().starts_with("llama");
     Ok(DecoderConfig {
         hidden,
@@ -98,13 +135,26 @@ fn decoder(json: &Value, architecture: String) -> Result<DecoderConfig> {
         vocab: need(json, "vocab_size")?,
         max_positions,
         eps: float(json, "rms_norm_eps").unwrap_or(1e-6) as f32,
-        rope: rope(json, max_positions)?,
-        sliding_window: if mixtral_or_mistral { number(json, "sliding_window") } else { None },
+        rope,
+        // transformers' mask takes 0 for no window.
+        sliding_window: number(json, "sliding_window").filter(|window| mixtral_or_mistral && *window > 0),
         tied: json.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
         attention_bias: json.get("attention_bias").and_then(Value::as_bool).unwrap_or(false),
         moe,
         architecture,
     })
+}
+
+/// Longest context: `max_position_embeddings` is the length before scaling for the variants that do not name one, as
+/// vLLM takes it.
+fn window(scaling: &RopeScaling, trained: usize) -> usize {
+    match scaling {
+        RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } if *factor > 1.0 => {
+            (trained as f64 * factor) as usize
+        }
+        RopeScaling::Yarn { factor, original, .. } => trained.max((*original as f64 * factor) as usize),
+        _ => trained,
+    }
 }
 
 fn rope(json: &Value, max_positions: usize) -> Result<RopeConfig> {
@@ -129,7 +179,7 @@ fn rope(json: &Value, max_positions: usize) -> Result<RopeConfig> {
         "default" => RopeScaling::Default,
         "linear" => RopeScaling::Linear { factor: factor()? },
         // The base grows only past the original length, which is what max_position_embeddings says.
-        "dynamic" => RopeScaling::Dynamic { factor: factor()?, original },
+        "dynamic" => RopeScaling::Dynamic { factor: factor()?, original: max_positions },
         "llama3" => RopeScaling::Llama3 {
             factor: factor()?,
             low: float(scaling, "low_freq_factor").unwrap_or(1.0),
@@ -141,7 +191,12 @@ fn rope(json: &Value, max_positions: usize) -> Result<RopeConfig> {
             original,
             beta_slow: float(scaling, "beta_slow").unwrap_or(1.0),
             beta_fast: float(scaling, "beta_fast").unwrap_or(32.0),
-            attention_factor: float(scaling, "attention_factor"),
+            attention_factor: float(scaling, "attention_factor").or_else(|| {
+                let (all, whole) = (float(scaling, "mscale_all_dim")?, float(scaling, "mscale")?);
+                let factor = float(scaling, "factor").filter(|factor| *factor > 1.0)?;
+                let scale = |m: f64| 0.1 * m * factor.ln() + 1.0;
+                (all != 0.0 && whole != 0.0).then(|| scale(whole) / scale(all))
+            }),
         },
         other => {
             return Err(ModelError::UnsupportedConfig {
@@ -195,6 +250,22 @@ fn encoder(
     let on = |field: &str| {
         pooling.as_ref().and_then(|json| json.get(field)).and_then(Value::as_bool) == Some(true)
     };
+    let modes = [
+        "pooling_mode_cls_token",
+        "pooling_mode_mean_tokens",
+        "pooling_mode_lasttoken",
+        "pooling_mode_max_tokens",
+        "pooling_mode_mean_sqrt_len_tokens",
+        "pooling_mode_weightedmean_tokens",
+    ];
+    let modes: Vec<&str> = modes.into_iter().filter(|mode| on(mode)).collect();
+    if modes.len() > 1 {
+        return Err(ModelError::UnsupportedConfig {
+            field: "1_Pooling",
+            value: modes.join(" and "),
+            expected: "one mode: mean, cls or lasttoken pooling".to_owned(),
+        });
+    }
     let pooling = if on("pooling_mode_cls_token") {
         tarn_kernels::Pooling::Cls
     } else if on("pooling_mode_lasttoken") {
@@ -210,6 +281,15 @@ fn encoder(
     };
     // Without sentence-transformers' list of modules the e5 convention holds: vectors of norm 1.
     let modules = read_json_if_there(&dir.join("modules.json"))?;
+    let kinds = modules.as_ref().and_then(Value::as_array).into_iter().flatten();
+    let mut kinds = kinds.filter_map(|module| module.get("type")?.as_str()?.rsplit('.').next());
+    if let Some(other) = kinds.find(|kind| !matches!(*kind, "Transformer" | "Pooling" | "Normalize")) {
+        return Err(ModelError::UnsupportedConfig {
+            field: "modules.json",
+            value: other.to_owned(),
+            expected: "the modules Transformer, Pooling and Normalize".to_owned(),
+        });
+    }
     let normalize = modules.is_none_or(|modules| modules.to_string().contains("Normalize"));
     Ok(EncoderConfig {
         hidden: need(json, "hidden_size")?,
@@ -227,4 +307,84 @@ fn encoder(
         normalize,
         architecture,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("dir");
+        for (name, json) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("folder");
+            std::fs::write(path, json.to_string()).expect("writes");
+        }
+        dir
+    }
+
+    fn with(base: Value, extra: Value) -> Value {
+        let (Value::Object(mut base), Value::Object(extra)) = (base, extra) else { panic!("objects") };
+        base.extend(extra);
+        Value::Object(base)
+    }
+
+    fn llama(extra: Value) -> Result<DecoderConfig> {
+        let base = json!({"architectures": ["MistralForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 64});
+        let dir = folder(&[("config.json", with(base, extra))]);
+        match read(dir.path())? {
+            ModelConfig::Decoder(config) => Ok(config),
+            ModelConfig::Encoder(_) => panic!("a decoder"),
+        }
+    }
+
+    fn bert(architecture: &str, files: &[(&str, Value)]) -> Result<ModelConfig> {
+        let base = json!({"architectures": [architecture], "hidden_size": 64, "intermediate_size": 96,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 64});
+        let mut all = vec![("config.json", base)];
+        all.extend_from_slice(files);
+        read(folder(&all).path())
+    }
+
+    #[test]
+    fn a_window_of_0_is_none_and_scaled_positions_reach_further() {
+        assert_eq!(llama(json!({"sliding_window": 0})).expect("reads").sliding_window, None);
+        assert_eq!(llama(json!({"sliding_window": 8})).expect("reads").sliding_window, Some(8));
+        let reach = |kind: &str| {
+            llama(json!({"rope_scaling": {"rope_type": kind, "factor": 4.0}})).expect("reads").max_positions
+        };
+        assert_eq!((reach("linear"), reach("dynamic"), reach("default")), (256, 256, 64));
+    }
+
+    #[test]
+    fn what_no_code_computes_is_refused_by_name() {
+        let refused = |extra| llama(extra).expect_err("refused").to_string();
+        let message = refused(json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}));
+        assert!(message.contains("quantization_config") && message.contains("gptq"), "{message}");
+        for extra in [
+            json!({"partial_rotary_factor": 0.5}),
+            json!({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+        ] {
+            assert!(refused(extra).contains("partial_rotary_factor"));
+        }
+        assert!(llama(json!({"partial_rotary_factor": 1.0, "quantization_config": null})).is_ok());
+    }
+
+    #[test]
+    fn an_embedder_of_other_modules_or_heads_is_refused() {
+        let refused = |architecture, files: &[(&str, Value)]| {
+            bert(architecture, files).expect_err("refused").to_string()
+        };
+        let module = |kind: &str| json!({"type": format!("sentence_transformers.models.{kind}")});
+        let modules = json!([module("Transformer"), module("Pooling"), module("Dense")]);
+        assert!(refused("BertModel", &[("modules.json", modules)]).contains("Dense"));
+        let two = json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true});
+        assert!(refused("BertModel", &[("1_Pooling/config.json", two)]).contains("pooling_mode_mean_tokens"));
+        assert!(refused("BertForSequenceClassification", &[]).contains("ForSequenceClassification"));
+        let plain = json!([module("Transformer"), module("Pooling"), module("Normalize")]);
+        assert!(bert("BertModel", &[("modules.json", plain)]).is_ok());
+    }
 }

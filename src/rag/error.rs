@@ -22,6 +22,17 @@ pub enum GenerateError {
         /// The window.
         max_model_len: usize,
     },
+    /// The prompt is so long that it was not tokenized.
+    #[error(
+        "the prompt is {bytes} bytes long, which cannot fit this model's context length of {max_model_len} tokens; \
+         shorten the prompt"
+    )]
+    TooManyBytes {
+        /// Bytes of the prompt.
+        bytes: usize,
+        /// The window.
+        max_model_len: usize,
+    },
     /// The prompt has no token.
     #[error("the prompt is empty")]
     EmptyPrompt,

@@ -11,6 +11,7 @@ use std::time::Instant;
 use futures::Stream;
 
 use crate::engine::{Event, EventStream, FinishReason, SampledToken, TokenLogprobs, Usage};
+use crate::telemetry::Metrics;
 use crate::text::{Detokenizer, StopStrings, Tokenizer};
 
 use super::error::GenerateError;
@@ -40,6 +41,7 @@ pub struct GenerateStream {
     max_tokens: u32,
     started: Instant,
     first_token: Option<Instant>,
+    metrics: Option<(Metrics, String)>,
 }
 
 struct ChoiceState {
@@ -81,7 +83,7 @@ impl GenerateStream {
         });
         let choices = (0..request.n)
             .map(|_| ChoiceState {
-                detokenizer: Detokenizer::new(&tokenizer, request.skip_special_tokens),
+                detokenizer: Detokenizer::continuing(&tokenizer, request.skip_special_tokens),
                 stop: (!request.stop.is_empty())
                     .then(|| StopStrings::new(request.stop.clone(), request.include_stop_str_in_output)),
                 chars: echo.as_ref().map_or(0, |text| text.chars().count()),
@@ -108,6 +110,7 @@ impl GenerateStream {
             max_tokens,
             started: Instant::now(),
             first_token: None,
+            metrics: generator.metrics().map(|metrics| (metrics.clone(), generator.name().to_owned())),
         }
     }
 
@@ -315,6 +318,16 @@ impl GenerateStream {
             true => Usage { completion_tokens: self.completion_tokens(), ..usage },
             false => usage,
         };
+        self.done(usage);
+    }
+
+    /// The one place where a generation ends well: its times are counted here.
+    fn done(&mut self, usage: Usage) {
+        if let Some((metrics, model)) = &self.metrics {
+            let first = usage.queue_s + usage.prefill_s;
+            let longest = self.choices.iter().map(|choice| choice.tokens).max().unwrap_or(0);
+            metrics.generated(model, first, first + usage.decode_s, longest);
+        }
         self.ready.push_back(GenerateEvent::Done(usage));
         self.events = None;
     }
@@ -323,15 +336,14 @@ impl GenerateStream {
     fn finish_early(&mut self) {
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
-        self.ready.push_back(GenerateEvent::Done(Usage {
+        self.done(Usage {
             prompt_tokens: self.prompt.len() as u32,
             completion_tokens: self.completion_tokens(),
             cached_tokens: self.cached_tokens,
             queue_s: 0.0,
             prefill_s: (first - self.started).as_secs_f64(),
             decode_s: (now - first).as_secs_f64(),
-        }));
-        self.events = None;
+        });
     }
 
     fn completion_tokens(&self) -> u32 {

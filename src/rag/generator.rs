@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::engine::{EngineHandle, Request, RequestId, SamplingParams};
+use crate::telemetry::Metrics;
 use crate::text::{ChatTemplate, Tokenizer};
 
 use super::error::GenerateError;
@@ -10,8 +11,8 @@ use super::generate_stream::GenerateStream;
 use super::generation::{GenerateRequest, Prompt};
 use super::prompt::{Citing, Form};
 
-/// Texts longer than this are tokenized off the async threads.
-const LONG_TEXT: usize = 16 * 1024;
+/// Texts of more bytes are tokenized off the async threads.
+const LONG_TEXT: usize = 1024;
 
 /// Marks of turns that some templates write as plain text.
 const TURNS: [&str; 4] = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"];
@@ -33,6 +34,7 @@ pub struct GeneratorConfig {
 #[derive(Clone)]
 pub struct Generator {
     inner: Arc<Inner>,
+    metrics: Option<Metrics>,
 }
 
 struct Inner {
@@ -66,7 +68,18 @@ impl Generator {
             .chain(TURNS.map(str::to_owned))
             .filter(|text| text.chars().count() > 1)
             .collect();
-        Generator { inner: Arc::new(Inner { engine, tokenizer, template, config, form, control }) }
+        let inner = Arc::new(Inner { engine, tokenizer, template, config, form, control });
+        Generator { inner, metrics: None }
+    }
+
+    /// The same, with the times of every generation counted in `metrics`, whoever asked for it.
+    #[must_use]
+    pub fn measured(self, metrics: Metrics) -> Generator {
+        Generator { metrics: Some(metrics), ..self }
+    }
+
+    pub(super) fn metrics(&self) -> Option<&Metrics> {
+        self.metrics.as_ref()
     }
 
     /// How the model takes instructions beside a question.
@@ -173,9 +186,15 @@ impl Generator {
     /// What makes the request impossible: see [`GenerateError`]. What goes wrong later comes
     /// through the stream.
     pub async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream, GenerateError> {
+        // What cannot fit is refused before it is tokenized, which takes time by its length.
+        let bytes = prompt_bytes(&request.prompt);
+        let max_model_len = self.max_model_len();
+        if bytes > max_model_len.saturating_mul(self.inner.tokenizer.longest_token()) {
+            return Err(GenerateError::TooManyBytes { bytes, max_model_len });
+        }
         let ids = match &request.prompt {
             Prompt::Tokens(_) => self.prompt_tokens(&request.prompt)?,
-            prompt if prompt_bytes(prompt) < LONG_TEXT => self.prompt_tokens(prompt)?,
+            prompt if bytes <= LONG_TEXT => self.prompt_tokens(prompt)?,
             prompt => {
                 let (this, prompt) = (self.clone(), prompt.clone());
                 tokio::task::spawn_blocking(move || this.prompt_tokens(&prompt))
@@ -194,14 +213,20 @@ impl Generator {
         }
         let ids: Arc<[u32]> = ids.into();
         let stream = GenerateStream::prepare(self, Arc::clone(&ids), &request, max_tokens);
+        // A request for no token at all still computes the prompt; its one token is not handed on. Where the prompt
+        // fills the window that token has no place, and the prompt's last one gives way to it.
+        let computed = if max_tokens == 0 && ids.len() > 1 && request.sampling.prompt_logprobs.is_none() {
+            ids.len().min(self.max_model_len() - 1)
+        } else {
+            ids.len()
+        };
         let events = self.inner.engine.submit(Request {
             id: RequestId::new(),
             customer: request.customer,
             priority: request.priority,
             cache_salt: request.cache_salt,
-            prompt: ids.to_vec(),
+            prompt: ids[..computed].to_vec(),
             sampling: request.sampling,
-            // A request for no token at all still computes the prompt; its one token is not handed on.
             max_tokens: max_tokens.max(1),
             min_tokens: request.min_tokens,
             stop_token_ids,

@@ -2,7 +2,8 @@
 
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, FromRequestParts, Request};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
@@ -37,6 +38,11 @@ impl ApiError {
     /// 400 without a field.
     pub fn bad_request(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 400: more tokens than the model takes.
+    pub fn context_length(param: impl Into<String>, message: impl Into<String>) -> ApiError {
+        ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(param, message) }
     }
 
     /// 401.
@@ -114,7 +120,7 @@ impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> ApiError {
         let message = error.to_string();
         match error {
-            GenerateError::TooLong { .. } => {
+            GenerateError::TooLong { .. } | GenerateError::TooManyBytes { .. } => {
                 ApiError { code: Some("context_length_exceeded"), ..ApiError::bad_request(message) }
             }
             GenerateError::EmptyPrompt => ApiError::invalid("prompt", message),
@@ -234,4 +240,41 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
             }
         }
     }
+}
+
+/// The query's parameters; refusals have OpenAI's shape and name the parameter where that is known.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Query<T>, ApiError> {
+        match axum::extract::Query::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Query(query)) => Ok(Query(query)),
+            Err(rejection) => Err(named("the query is not valid", &rejection.body_text())),
+        }
+    }
+}
+
+/// The path's parameters, refused in OpenAI's shape.
+#[derive(Debug)]
+pub(super) struct Path<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Path<T>, ApiError> {
+        match axum::extract::Path::<T>::from_request_parts(parts, state).await {
+            Ok(axum::extract::Path(path)) => Ok(Path(path)),
+            Err(rejection) => Err(named("the path is not valid", &rejection.body_text())),
+        }
+    }
+}
+
+/// A 400 from what axum said; `serde_path_to_error` puts the field before a colon.
+fn named(what: &str, said: &str) -> ApiError {
+    let said = said.rsplit_once("query string: ").map_or(said, |(_, rest)| rest);
+    let param = said.split_once(": ").map(|(path, _)| path).filter(|path| !path.contains(' '));
+    ApiError { param: param.map(str::to_owned), ..ApiError::bad_request(format!("{what}: {said}")) }
 }

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::AppState;
 use super::auth::Customer;
-use super::error::ApiError;
+use super::error::{ApiError, Path, Query};
 use crate::lake::{AsOf, DocumentFilter, RecordBatch, Snapshot, TableQuery, Viewer};
 
 /// A version's number or an RFC 3339 time.

@@ -1,58 +1,89 @@
 //! `/openapi.json`.
 
+mod schemas;
+
 use axum::Json;
 use serde_json::{Map, Value, json};
 
-/// Path, method, summary, whether it takes a JSON body, statuses beside 200.
-pub(super) const OPERATIONS: &[(&str, &str, &str, bool, &[u16])] = &[
-    ("/v1/models", "get", "Models that are served", false, &[401]),
-    ("/v1/models/{id}", "get", "One model", false, &[401, 404]),
-    ("/v1/completions", "post", "Continue prompts", true, &[400, 401, 404, 413, 415, 429, 503]),
-    ("/v1/chat/completions", "post", "Answer a conversation", true, &[400, 401, 404, 413, 415, 429, 503]),
-    ("/v1/embeddings", "post", "Vectors of texts", true, &[400, 401, 404, 413, 415, 503]),
-    ("/tokenize", "post", "Token ids of a text or a conversation", true, &[400, 401, 404, 413, 415]),
-    ("/detokenize", "post", "The text of token ids", true, &[400, 401, 404, 413, 415]),
+/// Path, method, summary, the schema of its JSON body, statuses beside 200 and those of [`EVERYWHERE`].
+type Operation = (&'static str, &'static str, &'static str, Option<&'static str>, &'static [u16]);
+
+/// All that is served.
+pub(super) const OPERATIONS: &[Operation] = &[
+    ("/v1/models", "get", "Models that are served", None, &[401]),
+    ("/v1/models/{id}", "get", "One model", None, &[401, 404]),
+    (
+        "/v1/completions",
+        "post",
+        "Continue prompts",
+        Some("CompletionRequest"),
+        &[400, 401, 404, 413, 415, 429, 503],
+    ),
+    (
+        "/v1/chat/completions",
+        "post",
+        "Answer a conversation",
+        Some("ChatCompletionRequest"),
+        &[400, 401, 404, 413, 415, 429, 503],
+    ),
+    ("/v1/embeddings", "post", "Vectors of texts", Some("EmbeddingRequest"), &[400, 401, 404, 413, 415, 503]),
+    (
+        "/tokenize",
+        "post",
+        "Token ids of a text or a conversation",
+        Some("TokenizeRequest"),
+        &[400, 401, 404, 413, 415],
+    ),
+    ("/detokenize", "post", "The text of token ids", Some("DetokenizeRequest"), &[400, 401, 404, 413, 415]),
     (
         "/v1/rag/query",
         "post",
         "Retrieve, answer and cite",
-        true,
+        Some("RagRequest"),
         &[400, 401, 404, 409, 410, 413, 415, 429, 503],
     ),
     (
         "/api/upload/files",
         "post",
         "Upload documents (multipart field `files`); 202 with a job",
-        false,
+        None,
         &[202, 400, 401, 413],
     ),
-    ("/api/jobs/{id}", "get", "How far a job is", false, &[400, 401, 404]),
-    ("/api/documents", "get", "Documents, newest first", false, &[400, 401, 410]),
-    ("/api/documents/{id}", "get", "One document", false, &[400, 401, 404]),
-    ("/api/documents/{id}", "delete", "Delete a document and the files inside it", false, &[400, 401, 404]),
-    ("/api/documents/{id}/content", "get", "The bytes of a document", false, &[400, 401, 404]),
-    ("/api/documents/{id}/chunks/{chunk_id}", "get", "One chunk", false, &[400, 401, 404]),
-    ("/api/snapshot", "get", "The table versions that belong together", false, &[400, 401, 410]),
-    ("/delta/tables", "get", "Delta tables", false, &[400, 401]),
-    ("/delta/schema/{table}", "get", "A table's schema", false, &[400, 401, 404]),
-    ("/delta/query/{table}", "get", "Rows of a table", false, &[400, 401, 404, 410]),
-    ("/lance/datasets", "get", "Lance datasets", false, &[400, 401]),
-    ("/lance/query/{dataset}", "get", "Rows of a Lance dataset", false, &[400, 401, 404, 410]),
-    ("/stats", "get", "What the lake holds", false, &[400, 401]),
-    ("/health", "get", "Alive; never touches storage", false, &[]),
-    ("/ready", "get", "Models loaded, not stopping", false, &[503]),
-    ("/metrics", "get", "Prometheus metrics", false, &[]),
-    ("/version", "get", "Tarn's version", false, &[]),
-    ("/openapi.json", "get", "This document", false, &[]),
+    ("/api/jobs/{id}", "get", "How far a job is", None, &[400, 401, 404]),
+    ("/api/documents", "get", "Documents, newest first", None, &[400, 401, 410]),
+    ("/api/documents/{id}", "get", "One document", None, &[400, 401, 404]),
+    ("/api/documents/{id}", "delete", "Delete a document and the files inside it", None, &[400, 401, 404]),
+    ("/api/documents/{id}/content", "get", "The bytes of a document", None, &[400, 401, 404]),
+    ("/api/documents/{id}/chunks/{chunk_id}", "get", "One chunk", None, &[400, 401, 404]),
+    ("/api/snapshot", "get", "The table versions that belong together", None, &[400, 401, 410]),
+    ("/delta/tables", "get", "Delta tables", None, &[400, 401]),
+    ("/delta/schema/{table}", "get", "A table's schema", None, &[400, 401, 404]),
+    ("/delta/query/{table}", "get", "Rows of a table", None, &[400, 401, 404, 410]),
+    ("/lance/datasets", "get", "Lance datasets", None, &[400, 401]),
+    ("/lance/query/{dataset}", "get", "Rows of a Lance dataset", None, &[400, 401, 404, 410]),
+    ("/stats", "get", "What the lake holds", None, &[400, 401]),
+    ("/health", "get", "Alive; never touches storage", None, &[]),
+    ("/ready", "get", "Models loaded, not stopping", None, &[503]),
+    ("/metrics", "get", "Prometheus metrics", None, &[]),
+    ("/version", "get", "Tarn's version", None, &[]),
+    ("/openapi.json", "get", "This document", None, &[]),
 ];
+
+/// Statuses that any path may answer: another method, a failure of the server.
+const EVERYWHERE: &[u16] = &[405, 500];
 
 pub(super) async fn document() -> Json<Value> {
     let mut paths: Map<String, Value> = Map::new();
-    for (path, method, summary, takes_body, statuses) in OPERATIONS {
+    for (path, method, summary, body, statuses) in OPERATIONS {
         let error = json!({"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}});
         let mut responses: Map<String, Value> = Map::new();
-        responses.insert("200".to_owned(), json!({"description": "The answer"}));
-        for status in *statuses {
+        let mut answer = json!({"description": "The answer"});
+        if let Some(name) = schemas::of_answer(path) {
+            let schema = json!({"$ref": format!("#/components/schemas/{name}")});
+            answer["content"] = json!({"application/json": {"schema": schema}});
+        }
+        responses.insert("200".to_owned(), answer);
+        for status in statuses.iter().chain(EVERYWHERE) {
             let response = if *status < 300 { json!({"description": "Accepted"}) } else { error.clone() };
             responses.insert(status.to_string(), response);
         }
@@ -61,9 +92,10 @@ pub(super) async fn document() -> Json<Value> {
             .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
             .collect();
         let mut operation = json!({"summary": summary, "parameters": parameters, "responses": responses});
-        if *takes_body {
+        if let Some(name) = body {
+            let schema = json!({"$ref": format!("#/components/schemas/{name}")});
             operation["requestBody"] =
-                json!({"required": true, "content": {"application/json": {"schema": {"type": "object"}}}});
+                json!({"required": true, "content": {"application/json": {"schema": schema}}});
         }
         let entry = paths.entry((*path).to_owned()).or_insert_with(|| json!({}));
         entry[*method] = operation;
@@ -73,9 +105,7 @@ pub(super) async fn document() -> Json<Value> {
         "info": {"title": "Tarn", "version": env!("CARGO_PKG_VERSION")},
         "paths": paths,
         "components": {
-            "schemas": {"Error": {"type": "object", "required": ["error"], "properties": {"error": {
-                "type": "object", "properties": {"message": {"type": "string"}, "type": {"type": "string"},
-                "param": {"type": ["string", "null"]}, "code": {"type": ["string", "null"]}}}}}},
+            "schemas": schemas::all(),
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }))

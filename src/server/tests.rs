@@ -15,6 +15,7 @@ use crate::ingest::{PipelineConfig, WorkerLimits};
 use crate::lake::{Failpoints, LakeConfig};
 use crate::rag::{Citing, GeneratorConfig, RagConfig};
 use crate::testing::{FakeRunner, fake_embedder};
+use crate::text::ChatTemplate;
 
 struct Fixture {
     state: AppState,
@@ -24,6 +25,17 @@ struct Fixture {
 }
 
 fn fixture(api_keys: &[&str]) -> Fixture {
+    fixture_with(api_keys, None)
+}
+
+/// A server whose model takes chats: messages a line.
+fn chatting() -> Fixture {
+    let source = "{% for m in messages %}{{ m.content }}|{% endfor %}";
+    fixture_with(&[], Some(ChatTemplate::compile(source, None, None).expect("compiles")))
+}
+
+fn fixture_with(api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
+    let metrics = Metrics::new();
     let dir = tempfile::tempdir().expect("dir");
     let (embed, embed_thread) = fake_embedder(8);
     let config =
@@ -36,7 +48,8 @@ fn fixture(api_keys: &[&str]) -> Fixture {
         sampling: SamplingParams::greedy(),
         citing: Citing::Searched,
     };
-    let generator = Generator::new(engine, embed.tokenizer().clone(), None, config);
+    let generator =
+        Generator::new(engine, embed.tokenizer().clone(), template, config).measured(metrics.clone());
     let lake = LakeConfig {
         root: dir.path().to_owned(),
         retention: Duration::from_secs(60),
@@ -58,7 +71,7 @@ fn fixture(api_keys: &[&str]) -> Fixture {
         generator: Some(generator),
         embed,
         lakes,
-        metrics: Metrics::new(),
+        metrics,
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
         max_upload_bytes: 4096,
         draining: Arc::new(AtomicBool::new(false)),
@@ -108,7 +121,7 @@ async fn completions_answer_stream_and_agree() {
 #[tokio::test]
 async fn wrong_requests_get_openai_errors_that_name_the_field() {
     let fixture = fixture(&[]);
-    let base = json!({"model": "fake", "prompt": "x"});
+    let base = json!({"model": "fake", "prompt": "x", "max_tokens": 16});
     for (field, value, status) in [
         ("temperature", json!(3), 400),
         ("n", json!(0), 400),
@@ -118,6 +131,17 @@ async fn wrong_requests_get_openai_errors_that_name_the_field() {
         ("logit_bias", json!({"9999": 1}), 400),
         ("model", json!("other"), 404),
         ("max_tokens", json!("many"), 400),
+        ("stop", json!(7), 400),
+        ("prompt", json!({}), 400),
+        ("prompt", Value::Null, 400),
+        ("echo", json!("yes"), 400),
+        ("functions", json!([{}]), 400),
+        ("prompt_logprobs", json!(1), 400),
+        ("allowed_token_ids", json!([1]), 400),
+        ("return_token_ids", json!(true), 400),
+        ("stream_options", json!({"include_usage": true}), 400),
+        ("min_tokens", json!(17), 400),
+        ("best_of", json!(2), 400),
     ] {
         let mut body = base.clone();
         body[field] = value;
@@ -125,12 +149,15 @@ async fn wrong_requests_get_openai_errors_that_name_the_field() {
         let error: Value = serde_json::from_str(&answer).expect("json");
         assert_eq!(found.as_u16(), status, "{field}: {answer}");
         assert!(error["error"]["message"].is_string() && error["error"]["type"].is_string());
-        assert!(field == "max_tokens" || error["error"]["param"] == field, "{field}: {answer}");
+        assert_eq!(error["error"]["param"], field, "{answer}");
     }
-    let long = json!({"model": "fake", "prompt": "x".repeat(600)});
-    let (status, answer) = post(&fixture.state, "/v1/completions", long).await;
-    assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert!(answer.contains("context_length_exceeded"), "{answer}");
+    // The second is refused by its bytes, before it is tokenized.
+    for length in [600, 600 * 64] {
+        let long = json!({"model": "fake", "prompt": "x".repeat(length)});
+        let (status, answer) = post(&fixture.state, "/v1/completions", long).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(answer.contains("context_length_exceeded"), "{answer}");
+    }
     let (status, answer) =
         post(&fixture.state, "/v1/chat/completions", json!({"messages": [{"role": "user", "content": "x"}]}))
             .await;
@@ -211,5 +238,139 @@ async fn the_openapi_document_lists_what_is_served() {
         let (status, body) = send(&fixture.state, request.expect("request")).await;
         assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
         assert!(!body.contains("there is no such path"), "{method} {path}");
+    }
+}
+
+fn parsed(answer: &(StatusCode, String)) -> Value {
+    assert_eq!(answer.0, StatusCode::OK, "{}", answer.1);
+    serde_json::from_str(&answer.1).expect("json")
+}
+
+#[tokio::test]
+async fn fields_that_say_nothing_or_that_nobody_knows_are_let_pass() {
+    let fixture = fixture(&[]);
+    let ask = json!({"prompt": "x", "max_tokens": 1, "functions": [], "tool_choice": "none", "priority": 0,
+        "length_penalty": 1.0, "response_format": {"type": "text"}, "suffix": null, "best_of": 1, "user": "u",
+        "metadata": {"a": "b"}, "something_new": 7});
+    parsed(&post(&fixture.state, "/v1/completions", ask).await);
+}
+
+#[tokio::test]
+async fn a_prompt_may_fill_the_window_where_no_token_is_asked_for() {
+    let fixture = fixture(&[]);
+    let ask = json!({"prompt": "x".repeat(512), "max_tokens": 0, "echo": true});
+    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
+    assert_eq!(answer["usage"]["prompt_tokens"], 512);
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn top_logprobs_of_completions_have_the_token_itself() {
+    let fixture = fixture(&[]);
+    let ask = json!({"prompt": "x", "max_tokens": 2, "logprobs": 0});
+    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
+    let logprobs = &answer["choices"][0]["logprobs"];
+    for at in 0..2 {
+        let token = logprobs["tokens"][at].as_str().expect("token");
+        assert_eq!(logprobs["top_logprobs"][at][token], logprobs["token_logprobs"][at], "{logprobs}");
+    }
+}
+
+#[tokio::test]
+async fn parts_of_a_message_are_lines_in_chat_and_tokenize() {
+    let fixture = chatting();
+    let parts =
+        json!([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]);
+    let found = parsed(&post(&fixture.state, "/tokenize", json!({"messages": parts})).await);
+    let text = parsed(&post(&fixture.state, "/detokenize", json!({"tokens": found["tokens"]})).await);
+    assert_eq!(text["prompt"], "a\nb|");
+    let ask = json!({"messages": parts, "max_tokens": 3});
+    let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask).await);
+    assert_eq!(answer["usage"]["prompt_tokens"], found["count"]);
+    let image = json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]});
+    assert_eq!(post(&fixture.state, "/tokenize", image).await.0, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn every_generation_is_timed_whoever_asks() {
+    let fixture = chatting();
+    let messages = json!([{"role": "user", "content": "x"}]);
+    for (path, mut ask) in [
+        ("/v1/completions", json!({"prompt": ["x", "y"], "max_tokens": 3})),
+        ("/v1/chat/completions", json!({"messages": messages, "max_tokens": 3})),
+    ] {
+        post(&fixture.state, path, ask.clone()).await;
+        ask["stream"] = json!(true);
+        post(&fixture.state, path, ask).await;
+    }
+    let (_, metrics) = get(&fixture.state, "/metrics").await;
+    let metrics = metrics.as_str().expect("text").to_owned();
+    for name in ["e2e_request_latency_seconds", "time_to_first_token_seconds", "inter_token_latency_seconds"]
+    {
+        let line = format!("vllm:{name}_count{{model_name=\"fake\"}} 6");
+        assert!(metrics.contains(&line), "{line} in\n{metrics}");
+    }
+}
+
+#[tokio::test]
+async fn texts_too_long_to_embed_are_refused_or_cut_as_asked() {
+    let fixture = fixture(&[]);
+    for length in [600, 600 * 64] {
+        let mut ask = json!({"input": ["x", "x".repeat(length)]});
+        let (status, answer) = post(&fixture.state, "/v1/embeddings", ask.clone()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert!(answer.contains("context_length_exceeded") && answer.contains("input 1"), "{answer}");
+        ask["truncate_prompt_tokens"] = json!(-1);
+        let answer = parsed(&post(&fixture.state, "/v1/embeddings", ask.clone()).await);
+        assert_eq!(answer["usage"]["prompt_tokens"], 513);
+    }
+    let (status, answer) =
+        post(&fixture.state, "/v1/embeddings", json!({"input": "x", "dimensions": "d"})).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(answer.contains("\"param\":\"dimensions\""), "{answer}");
+}
+
+#[tokio::test]
+async fn wrong_queries_get_openai_errors_that_name_the_parameter() {
+    let fixture = fixture(&[]);
+    for path in ["/api/documents?limit=abc", "/delta/query/general_documents?limit=-1"] {
+        let (status, answer) = get(&fixture.state, path).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+        assert_eq!(answer["error"]["param"], "limit", "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_is_the_last_event_of_a_stream() {
+    let events = futures::stream::iter([Ok(json!(1)), Err(ApiError::bad_request("broken")), Ok(json!(2))]);
+    let response = openai::sse::respond(events);
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 16).await.expect("body");
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
+    assert_eq!((events.len(), events[0], events[2]), (3, "1", "[DONE]"), "{text}");
+    assert!(events[1].contains("broken"), "{text}");
+}
+
+#[tokio::test]
+async fn the_openapi_document_describes_every_body_and_status() {
+    let fixture = fixture(&[]);
+    let (_, document) = get(&fixture.state, "/openapi.json").await;
+    for (path, method, _, body, _) in openapi::OPERATIONS {
+        let operation = &document["paths"][path][method];
+        assert!(
+            operation["responses"]["500"].is_object() && operation["responses"]["405"].is_object(),
+            "{path}"
+        );
+        assert_eq!(body.is_some(), operation["requestBody"].is_object(), "{path}");
+        if let Some(name) = body {
+            assert!(operation["responses"]["200"]["content"].is_object(), "{path}");
+            assert!(document["components"]["schemas"][name]["properties"].is_object(), "{name}");
+            assert!(operation["responses"]["413"].is_object() && operation["responses"]["415"].is_object());
+        }
+    }
+    let text = document.to_string();
+    for named in text.split("#/components/schemas/").skip(1) {
+        let name = named.split('"').next().expect("a name");
+        assert!(document["components"]["schemas"][name].is_object(), "{name}");
     }
 }

@@ -1,10 +1,10 @@
 //! Chat templates: Jinja, with what Hugging Face's templates expect.
 
+mod json;
+
 use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Value as Jinja};
 use minijinja::{Environment, Error, ErrorKind};
-use serde::Serialize;
 use serde_json::Value;
 
 use super::error::TextError;
@@ -37,11 +37,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment
-            .add_function("strftime_now", |format: String| chrono::Local::now().format(&format).to_string());
-        environment.add_filter("tojson", to_json);
-        // `generation` only marks the assistant's words for training.
-        let source = strip_generation_tags(source);
+        environment.add_function("strftime_now", |format: String| strftime(&format));
+        environment.add_filter("tojson", self::json::to_json);
+        let source = open_generation_tags(source);
         environment
             .add_template_owned("chat", source)
             .map_err(|err| TextError::Template { message: describe(&err) })?;
@@ -68,9 +66,10 @@ impl ChatTemplate {
         context.insert("add_generation_prompt".to_owned(), Value::Bool(add_generation_prompt));
         context.insert("bos_token".to_owned(), Value::String(self.bos.clone()));
         context.insert("eos_token".to_owned(), Value::String(self.eos.clone()));
-        if let Some(tools) = tools {
-            context.insert("tools".to_owned(), Value::Array(tools.to_vec()));
-        }
+        // As in transformers both are always there, `none` where nothing was given.
+        let tools = tools.map_or(Value::Null, |tools| Value::Array(tools.to_vec()));
+        context.insert("tools".to_owned(), tools);
+        context.entry("documents".to_owned()).or_insert(Value::Null);
         let template = self
             .environment
             .get_template("chat")
@@ -84,68 +83,37 @@ fn describe(error: &Error) -> String {
     error.detail().map_or_else(|| error.to_string(), str::to_owned)
 }
 
-fn strip_generation_tags(source: &str) -> String {
+/// `{% generation %}` only marks the assistant's words for training. It becomes a block that is always taken, so that
+/// blanks around it go as they do around any block.
+fn open_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let Some(len) = rest[start..].find("%}") else { break };
-        let inside =
-            rest[start + 2..start + len].trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
-        let end = start + len + 2;
-        if inside == "generation" || inside == "endgeneration" {
-            out.push_str(&rest[..start]);
-        } else {
-            out.push_str(&rest[..end]);
-        }
+        let (inside, end) = (&rest[start + 2..start + len], start + len + 2);
+        let word = inside.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+        let block = match word {
+            "generation" => inside.replace(word, "if true"),
+            "endgeneration" => inside.replace(word, "endif"),
+            _ => inside.to_owned(),
+        };
+        out.push_str(&rest[..start + 2]);
+        out.push_str(&block);
+        out.push_str("%}");
         rest = &rest[end..];
     }
     out.push_str(rest);
     out
 }
 
-/// As Python's `json.dumps(value, ensure_ascii=False, indent=indent)`.
-fn to_json(value: &Jinja, kwargs: Kwargs) -> Result<Jinja, Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    let _: Option<bool> = kwargs.get("ensure_ascii")?;
-    kwargs.assert_all_used()?;
-    let failed = |err: serde_json::Error| Error::new(ErrorKind::BadSerialization, err.to_string());
-    let mut out = Vec::new();
-    match indent {
-        Some(indent) => {
-            let blanks = " ".repeat(indent.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(blanks.as_bytes());
-            value
-                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-                .map_err(failed)?;
-        }
-        None => {
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(failed)?
-        }
-    }
-    Ok(Jinja::from_safe_string(String::from_utf8_lossy(&out).into_owned()))
-}
-
-/// Python's separators: `", "` and `": "`.
-struct Spaced;
-
-impl serde_json::ser::Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-    fn begin_object_key<W: ?Sized + std::io::Write>(
-        &mut self,
-        writer: &mut W,
-        first: bool,
-    ) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
+/// The local time; a format that makes no sense is the template's error.
+fn strftime(format: &str) -> Result<String, Error> {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    write!(out, "{}", chrono::Local::now().format(format)).map_err(|_| {
+        Error::new(ErrorKind::InvalidOperation, format!("`{format}` is not a format of strftime"))
+    })?;
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -175,7 +143,21 @@ mod tests {
     }
 
     #[test]
-    fn generation_marks_are_ignored() {
+    fn generation_marks_are_blocks_that_say_nothing() {
         assert_eq!(render("a{% generation %}b{%- endgeneration -%}c", &[]).expect("renders"), "abc");
+        let blocks = "x\n  {% generation %}\ny \n{%- endgeneration %}\nz";
+        assert_eq!(render(blocks, &[]).expect("renders"), "x\nyz");
+    }
+
+    #[test]
+    fn what_was_not_given_is_none_and_not_undefined() {
+        let source = "{{ tools is none }} {{ documents is none }} {{ tools is defined }}";
+        assert_eq!(render(source, &[]).expect("renders"), "True True True");
+    }
+
+    #[test]
+    fn a_senseless_time_format_is_refused() {
+        assert_eq!(render("{{ strftime_now('%Y')|length }}", &[]).expect("renders"), "4");
+        assert!(matches!(render("{{ strftime_now('%Q') }}", &[]), Err(TextError::Refused { .. })));
     }
 }

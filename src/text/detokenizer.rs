@@ -23,13 +23,20 @@ impl Detokenizer {
         Detokenizer { tokenizer: tokenizer.clone(), skip_special, held: Vec::new(), at_start: true }
     }
 
+    /// Text that goes on after other text, as an answer after its prompt: a space at its beginning belongs to it.
+    #[must_use]
+    pub fn continuing(tokenizer: &Tokenizer, skip_special: bool) -> Detokenizer {
+        Detokenizer { at_start: false, ..Detokenizer::new(tokenizer, skip_special) }
+    }
+
     /// The text that `id` makes certain, if any.
     pub fn push(&mut self, id: u32) -> Option<String> {
         if self.skip_special && self.tokenizer.is_special(id) {
             return None;
         }
         let mut bytes = self.tokenizer.bytes_of(id);
-        if self.at_start && !self.tokenizer.is_added(id) {
+        // Whatever stands first is the beginning, a control token that is shown included.
+        if self.at_start && !bytes.is_empty() {
             self.at_start = false;
             if self.tokenizer.style() == (PieceStyle::SentencePiece { strip: true }) {
                 bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);

@@ -33,8 +33,8 @@ struct Inner {
     tokenizer: tokenizers::Tokenizer,
     style: PieceStyle,
     special: HashSet<u32>,
-    added: HashSet<u32>,
     bytes: Vec<Arc<[u8]>>,
+    longest: usize,
     bos: Option<String>,
     eos: Option<String>,
 }
@@ -78,14 +78,15 @@ impl Tokenizer {
         let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
         let added: HashSet<u32> = added.keys().copied().collect();
         let size = tokenizer.get_vocab_size(true).max(added.iter().max().map_or(0, |id| *id as usize + 1));
-        let bytes = (0..size as u32)
+        let bytes: Vec<Arc<[u8]>> = (0..size as u32)
             .map(|id| match tokenizer.id_to_token(id) {
                 None => Arc::from([]),
                 Some(piece) if added.contains(&id) => Arc::from(piece.as_bytes()),
                 Some(piece) => Arc::from(piece_bytes(&piece, style)),
             })
             .collect();
-        Ok(Tokenizer { inner: Arc::new(Inner { tokenizer, style, special, added, bytes, bos, eos }) })
+        let longest = bytes.iter().map(|bytes| bytes.len()).max().unwrap_or(0).max(64);
+        Ok(Tokenizer { inner: Arc::new(Inner { tokenizer, style, special, bytes, longest, bos, eos }) })
     }
 
     /// Token ids of `text`; with `add_special` the model's own beginning (and end) tokens.
@@ -133,10 +134,6 @@ impl Tokenizer {
         self.inner.style
     }
 
-    pub(super) fn is_added(&self, id: u32) -> bool {
-        self.inner.added.contains(&id)
-    }
-
     /// The token's own spelling, as in the vocabulary.
     #[must_use]
     pub fn piece(&self, id: u32) -> Option<String> {
@@ -153,6 +150,12 @@ impl Tokenizer {
     #[must_use]
     pub fn is_special(&self, id: u32) -> bool {
         self.inner.special.contains(&id)
+    }
+
+    /// Most bytes of a text that one token stands for, at least 64: a text of `n` times as many has more than `n` tokens.
+    #[must_use]
+    pub fn longest_token(&self) -> usize {
+        self.inner.longest
     }
 
     /// All control tokens.

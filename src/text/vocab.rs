@@ -18,6 +18,19 @@ pub enum VocabKind {
     SentencePiece,
 }
 
+impl VocabKind {
+    /// Whether a text begins with the beginning token where the file does not say, as llama.cpp has it.
+    #[must_use]
+    pub fn begins(self, pre: &str) -> bool {
+        self == VocabKind::SentencePiece || takes_whole_words(pre)
+    }
+}
+
+/// Llama 3 and Tekken: a word that is a token is that token, whether merges lead to it or not.
+fn takes_whole_words(pre: &str) -> bool {
+    matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken")
+}
+
 /// A bare vocabulary.
 #[derive(Debug, Clone)]
 pub struct Vocab {
@@ -27,8 +40,8 @@ pub struct Vocab {
     pub pre: String,
     /// Pieces by id.
     pub tokens: Vec<String>,
-    /// Merges, best first, for byte-level BPE.
-    pub merges: Vec<String>,
+    /// Merges, best first, for byte-level BPE: what stands left and what stands right.
+    pub merges: Vec<(String, String)>,
     /// Scores by id, for SentencePiece.
     pub scores: Vec<f32>,
     /// Ids of control tokens, which are matched as they stand and left out of text.
@@ -98,21 +111,21 @@ impl Vocab {
                 "type": "BPE", "dropout": null,
                 "unk_token": self.unk.filter(|_| sentence_piece).and_then(|id| self.tokens.get(id as usize)),
                 "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": sentence_piece,
-                "byte_fallback": sentence_piece, "ignore_merges": false, "vocab": ids, "merges": merges,
+                "byte_fallback": sentence_piece, "ignore_merges": !sentence_piece && takes_whole_words(&self.pre), "vocab": ids, "merges": merges,
             },
         }))
     }
 
     /// SentencePiece merges the pair whose result has the best score; as a merge list that is every split of every
     /// piece into two pieces, by the score of the whole.
-    fn merges_by_score(&self, ids: &HashMap<&str, u32>) -> Vec<String> {
-        let mut merges: Vec<(f32, u32, u32, String)> = Vec::new();
+    fn merges_by_score(&self, ids: &HashMap<&str, u32>) -> Vec<(String, String)> {
+        let mut merges: Vec<(f32, u32, u32, (String, String))> = Vec::new();
         for (id, piece) in self.tokens.iter().enumerate() {
             for (at, _) in piece.char_indices().skip(1) {
                 let (left, right) = piece.split_at(at);
                 if let (Some(l), Some(r)) = (ids.get(left), ids.get(right)) {
                     let score = self.scores.get(id).copied().unwrap_or(0.0);
-                    merges.push((score, *l, *r, format!("{left} {right}")));
+                    merges.push((score, *l, *r, (left.to_owned(), right.to_owned())));
                 }
             }
         }
@@ -120,6 +133,9 @@ impl Vocab {
         merges.into_iter().map(|(_, _, _, merge)| merge).collect()
     }
 }
+
+/// GPT-2's words.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// GGUF's names of pre-tokenizers.
 fn pre_tokenizer(name: &str) -> Result<Value, TextError> {
@@ -133,7 +149,13 @@ fn pre_tokenizer(name: &str) -> Result<Value, TextError> {
     Ok(match name {
         "smollm" | "starcoder" | "refact" | "command-r" => json!({"type": "Sequence", "pretokenizers": [
             {"type": "Digits", "individual_digits": true}, byte_level]}),
-        "gpt-2" | "gpt2" | "default" | "phi-2" | "jina-en" => byte_level,
+        "gpt-2" | "gpt2" | "phi-2" | "jina-en" => byte_level,
+        // What llama.cpp does where a file names none: punctuation apart, digits by three.
+        "default" => {
+            let isolated = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+            json!({"type": "Sequence", "pretokenizers": [isolated(r"[\p{P}\$\+<=>\^~\|]+"), isolated(GPT2), isolated(r"\p{N}+"),
+                isolated("[0-9][0-9][0-9]"), {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
+        }
         "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => split(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         ),

@@ -29,7 +29,11 @@ DECODERS = {
     "llama_yarn": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "rope_scaling": YARN},
     "llama_linear": {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
                      "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "llama_dynamic": {"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+                      "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
 }
+# transformers' base grows with the text; Tarn's is the one of the longest context, so only there both agree.
+LENGTHS = {"llama_dynamic": (128,)}
 ENCODER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
            "vocab_size": 128, "max_position_embeddings": 66, "type_vocab_size": 2, "hidden_act": "gelu",
            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -93,7 +97,7 @@ def main():
         config = AutoConfig.for_model(**folder)
         model = fill(AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(torch.float32))
         rows = []
-        for length in (5, 17, 40):
+        for length in LENGTHS.get(name, (5, 17, 40)):
             with torch.no_grad():
                 logits = model(torch.tensor([prompt(length)])).logits[0, -1]
             rows.append({"ids": prompt(length), "logits": [float(f"{x:.7g}") for x in logits.tolist()]})

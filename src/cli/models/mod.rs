@@ -60,6 +60,9 @@ pub struct PullArgs {
 pub struct InspectArgs {
     /// A model folder, a .gguf file, or a pulled `owner/name`.
     pub path: PathBuf,
+    /// As a JSON object.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where models come from and where they go.
@@ -94,7 +97,7 @@ pub fn run(args: ModelsArgs, settings: &ModelsSettings) -> anyhow::Result<()> {
             Ok(())
         }
         ModelsCommand::List => list::print(&settings.models_dir),
-        ModelsCommand::Inspect(args) => inspect::print(&local(&args.path, settings)),
+        ModelsCommand::Inspect(args) => inspect::print(&local(&args.path, settings), args.json),
     }
 }
 

@@ -4,32 +4,22 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::AppState;
 use super::super::auth::Customer;
 use super::super::error::{ApiError, Body};
 use super::completions::usage_json;
+use super::fields::{Fields, Refused};
 use super::sampling::SamplingFields;
-use crate::engine::Usage;
 use crate::rag::{Finish, GenerateEvent, Prompt, StopCause, TokenText};
 
-#[derive(Debug, Deserialize)]
-pub(in crate::server) struct ChatRequest {
-    #[serde(default)]
-    model: String,
-    messages: Vec<Map<String, Value>>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<u8>,
-    add_generation_prompt: Option<bool>,
-    chat_template_kwargs: Option<Map<String, Value>>,
-    #[serde(flatten)]
-    sampling: SamplingFields,
-}
+/// What only completions take.
+const REFUSED: &[Refused] = &[("prompt", &[]), ("echo", &["false"]), ("add_special_tokens", &["false"])];
 
-/// Messages with their content as one text; parts that are no text are refused.
-fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
+/// Messages with their content as one text, parts joined by line ends as vLLM joins them; parts that are no text are
+/// refused.
+pub(super) fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "messages must hold at least one message"));
     }
@@ -44,13 +34,13 @@ fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
             match message.get("content") {
                 Some(Value::String(_)) => {}
                 Some(Value::Array(parts)) => {
-                    let mut text = String::new();
+                    let mut texts = Vec::new();
                     for part in parts {
                         match (
                             part.get("type").and_then(Value::as_str),
                             part.get("text").and_then(Value::as_str),
                         ) {
-                            (Some("text") | None, Some(part)) => text.push_str(part),
+                            (Some("text") | None, Some(part)) => texts.push(part),
                             (kind, _) => {
                                 return Err(wrong(&format!(
                                     "content parts of type {} are not supported",
@@ -59,6 +49,7 @@ fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
                             }
                         }
                     }
+                    let text = texts.join("\n");
                     message.insert("content".to_owned(), Value::String(text));
                 }
                 None | Some(Value::Null) => {
@@ -74,37 +65,32 @@ fn messages(messages: Vec<Map<String, Value>>) -> Result<Vec<Value>, ApiError> {
 pub(in crate::server) async fn create(
     State(state): State<AppState>,
     Customer(customer): Customer,
-    Body(body): Body<ChatRequest>,
+    Body(mut fields): Body<Fields>,
 ) -> Result<Response, ApiError> {
-    let generator = super::generator(&state, &body.model)?.clone();
-    if body.top_logprobs.is_some_and(|n| n > 20) {
+    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let with_logprobs = fields.take("logprobs")?.unwrap_or(false);
+    let top_logprobs: Option<u8> = fields.take("top_logprobs")?;
+    if top_logprobs.is_some_and(|n| n > 20) {
         return Err(ApiError::invalid("top_logprobs", "top_logprobs must be 0 to 20"));
     }
-    if body.top_logprobs.is_some() && body.logprobs != Some(true) {
+    if top_logprobs.is_some_and(|n| n > 0) && !with_logprobs {
         return Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true"));
     }
     let prompt = Prompt::Chat {
-        messages: messages(body.messages)?,
+        messages: messages(fields.need("messages")?)?,
         tools: None,
-        add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
-        extra: body.chat_template_kwargs.unwrap_or_default(),
+        add_generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
+        extra: fields.take("chat_template_kwargs")?.unwrap_or_default(),
     };
-    let mut request = body.sampling.request(&generator, prompt, &customer)?;
-    request.sampling.logprobs = (body.logprobs == Some(true)).then(|| body.top_logprobs.unwrap_or(0));
-    let with_logprobs = request.sampling.logprobs.is_some();
-    let (n, include_usage) = (request.n, body.sampling.include_usage());
+    let sampling = SamplingFields::take(&mut fields)?;
+    fields.refuse(REFUSED)?;
+    let mut request = sampling.request(&generator, prompt, &customer)?;
+    request.sampling.logprobs = with_logprobs.then(|| top_logprobs.unwrap_or(0));
+    let (n, include_usage) = (request.n, sampling.include_usage());
     let (id, created, model) = (super::id("chatcmpl"), super::now(), generator.name().to_owned());
-    let started = std::time::Instant::now();
     let generation = generator.generate(request).await?;
-    if !body.sampling.streams() {
+    if !sampling.streams() {
         let generated = generation.collect().await?;
-        let first = generated.usage.queue_s + generated.usage.prefill_s;
-        state.metrics.generated(
-            &model,
-            first,
-            started.elapsed().as_secs_f64(),
-            generated.usage.completion_tokens,
-        );
         let choices: Vec<Value> = generated
             .choices
             .iter()
@@ -130,8 +116,6 @@ pub(in crate::server) async fn create(
     let roles =
         (0..n).map(|index| delta(index, json!({"role": "assistant", "content": ""}), Value::Null, None));
     let opening: Vec<_> = roles.map(|role| Ok(chunk(vec![role]))).collect();
-    let metrics = state.metrics.clone();
-    let name = generator.name().to_owned();
     let events = generation.into_stream().filter_map(move |event| {
         let out = match event {
             Ok(GenerateEvent::Delta { index, text, tokens }) => {
@@ -143,20 +127,11 @@ pub(in crate::server) async fn create(
             Ok(GenerateEvent::Finished { index, finish }) => {
                 Some(Ok(chunk(vec![delta(index, json!({}), Value::Null, Some(&finish))])))
             }
-            Ok(GenerateEvent::Done(usage)) => {
-                let Usage { queue_s, prefill_s, completion_tokens, .. } = usage;
-                metrics.generated(
-                    &name,
-                    queue_s + prefill_s,
-                    started.elapsed().as_secs_f64(),
-                    completion_tokens,
-                );
-                include_usage.then(|| {
-                    let mut last = chunk(Vec::new());
-                    last["usage"] = usage_json(&usage);
-                    Ok(last)
-                })
-            }
+            Ok(GenerateEvent::Done(usage)) => include_usage.then(|| {
+                let mut last = chunk(Vec::new());
+                last["usage"] = usage_json(&usage);
+                Ok(last)
+            }),
             Ok(GenerateEvent::Prompt { .. }) => None,
             Err(error) => Some(Err(error.into())),
         };

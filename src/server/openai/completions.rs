@@ -10,23 +10,19 @@ use serde_json::{Map, Value, json};
 use super::super::AppState;
 use super::super::auth::Customer;
 use super::super::error::{ApiError, Body};
+use super::fields::{Fields, Refused};
 use super::sampling::SamplingFields;
 use crate::engine::Usage;
 use crate::rag::{Finish, GenerateEvent, GenerateRequest, Generator, Prompt, TokenText};
 
-#[derive(Debug, Deserialize)]
-pub(in crate::server) struct CompletionRequest {
-    #[serde(default)]
-    model: String,
-    prompt: PromptField,
-    echo: Option<bool>,
-    logprobs: Option<u8>,
-    #[serde(flatten)]
-    sampling: SamplingFields,
-}
+/// What only chats take, and what only completions would.
+const REFUSED: &[Refused] = &[("messages", &[]), ("add_special_tokens", &["true"])];
 
 #[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "it must be a text, a list of texts, a list of token ids or a list of such lists"
+)]
 enum PromptField {
     Text(String),
     Texts(Vec<String>),
@@ -48,34 +44,38 @@ impl PromptField {
 pub(in crate::server) async fn create(
     State(state): State<AppState>,
     Customer(customer): Customer,
-    Body(body): Body<CompletionRequest>,
+    Body(mut fields): Body<Fields>,
 ) -> Result<Response, ApiError> {
-    let generator = super::generator(&state, &body.model)?.clone();
-    if body.logprobs.is_some_and(|n| n > 20) {
+    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let logprobs: Option<u8> = fields.take("logprobs")?;
+    if logprobs.is_some_and(|n| n > 20) {
         return Err(ApiError::invalid("logprobs", "logprobs must be 0 to 20"));
     }
-    let prompts = body.prompt.prompts();
+    let echo = fields.take("echo")?.unwrap_or(false);
+    let prompts = fields.need::<PromptField>("prompt")?.prompts();
     if prompts.is_empty() || prompts.len() > 256 {
         return Err(ApiError::invalid("prompt", "prompt must hold 1 to 256 prompts"));
     }
+    let sampling = SamplingFields::take(&mut fields)?;
+    fields.refuse(REFUSED)?;
     let mut requests = Vec::new();
     for prompt in prompts {
-        let mut request = body.sampling.request(&generator, prompt, &customer)?;
+        let mut request = sampling.request(&generator, prompt, &customer)?;
         // OpenAI's default for completions.
         request.max_tokens = request.max_tokens.or(Some(16));
-        request.echo = body.echo.unwrap_or(false);
-        request.sampling.logprobs = body.logprobs;
-        request.sampling.prompt_logprobs = if request.echo { body.logprobs } else { None };
+        request.echo = echo;
+        request.sampling.logprobs = logprobs;
+        request.sampling.prompt_logprobs = if echo { logprobs } else { None };
         requests.push(request);
     }
     let head = Head {
         id: super::id("cmpl"),
         created: super::now(),
         model: generator.name().to_owned(),
-        logprobs: body.logprobs.is_some(),
+        logprobs: logprobs.is_some(),
     };
-    if body.sampling.streams() {
-        return stream(&generator, requests, head, body.sampling.include_usage()).await;
+    if sampling.streams() {
+        return stream(&generator, requests, head, sampling.include_usage()).await;
     }
     let mut choices = Vec::new();
     let mut usage = Usage::default();
@@ -85,15 +85,7 @@ pub(in crate::server) async fn create(
         running.push(generator.generate(request).await?);
     }
     for (at, one) in (0_u32..).zip(running) {
-        let started = std::time::Instant::now();
         let generated = one.collect().await?;
-        let total = started.elapsed().as_secs_f64();
-        state.metrics.generated(
-            &head.model,
-            generated.usage.queue_s + generated.usage.prefill_s,
-            total,
-            generated.usage.completion_tokens,
-        );
         add(&mut usage, &generated.usage);
         for choice in generated.choices {
             let index = at * n + choice.index;
@@ -170,10 +162,13 @@ impl Head {
 
 /// The legacy shape of log probabilities.
 fn logprobs(tokens: &[TokenText]) -> Value {
+    // The token itself is always among them, as with OpenAI and vLLM, however unlikely it was.
     let top = |token: &TokenText| {
-        let all: Map<String, Value> =
+        let Some(logprob) = token.logprob else { return Value::Null };
+        let mut all: Map<String, Value> =
             token.top.iter().map(|top| (top.text.clone(), json!(top.logprob))).collect();
-        if token.logprob.is_none() { Value::Null } else { Value::Object(all) }
+        all.entry(token.text.clone()).or_insert_with(|| json!(logprob));
+        Value::Object(all)
     };
     json!({
         "tokens": tokens.iter().map(|token| &token.text).collect::<Vec<_>>(),

@@ -3,6 +3,7 @@
 pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod embeddings;
+mod fields;
 pub(super) mod models;
 pub(super) mod sampling;
 pub(super) mod sse;
@@ -32,4 +33,11 @@ fn now() -> i64 {
 /// A fresh id with OpenAI's prefix.
 fn id(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+}
+
+/// Runs what computes for long beside the async threads.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(&error))?
 }

@@ -4,22 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::super::error::ApiError;
+use super::fields::{Fields, Refused};
 use crate::rag::{GenerateRequest, Generator, Prompt};
 
 /// One text or several.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-pub(in crate::server) enum OneOrMany {
+#[serde(untagged, expecting = "it must be a text or a list of texts")]
+enum OneOrMany {
     One(String),
     Many(Vec<String>),
 }
 
-/// OpenAI's fields and vLLM's additions. What is known and not there yet is refused by name.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+/// OpenAI's fields and vLLM's additions that completions and chat share.
+#[derive(Debug, Clone, Default)]
 pub(in crate::server) struct SamplingFields {
     temperature: Option<f32>,
     top_p: Option<f32>,
@@ -31,37 +30,71 @@ pub(in crate::server) struct SamplingFields {
     logit_bias: Option<BTreeMap<String, f32>>,
     seed: Option<i64>,
     n: Option<u32>,
+    best_of: Option<u32>,
     stop: Option<OneOrMany>,
     stop_token_ids: Option<Vec<u32>>,
     include_stop_str_in_output: Option<bool>,
     ignore_eos: Option<bool>,
     min_tokens: Option<u32>,
     skip_special_tokens: Option<bool>,
-    pub(in crate::server) max_tokens: Option<u32>,
-    pub(in crate::server) max_completion_tokens: Option<u32>,
-    pub(in crate::server) stream: Option<bool>,
+    max_tokens: Option<u32>,
+    max_completion_tokens: Option<u32>,
+    stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     cache_salt: Option<String>,
-    // Known, and refused unless they say nothing.
-    best_of: Option<u32>,
-    suffix: Option<String>,
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
-    response_format: Option<Value>,
-    guided_json: Option<Value>,
-    guided_regex: Option<Value>,
-    guided_choice: Option<Value>,
-    guided_grammar: Option<Value>,
-    structured_outputs: Option<Value>,
-    truncate_prompt_tokens: Option<i64>,
-    use_beam_search: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 struct StreamOptions {
     include_usage: Option<bool>,
+    continuous_usage_stats: Option<bool>,
 }
+
+/// What OpenAI or vLLM do and Tarn does not, with the values that ask for nothing.
+const REFUSED: &[Refused] = &[
+    ("suffix", &["\"\""]),
+    ("tools", &["[]"]),
+    ("tool_choice", &["\"none\"", "\"auto\""]),
+    ("functions", &["[]"]),
+    ("function_call", &["\"none\"", "\"auto\""]),
+    ("response_format", &[r#"{"type":"text"}"#]),
+    ("modalities", &[r#"["text"]"#]),
+    ("audio", &[]),
+    ("prediction", &[]),
+    ("web_search_options", &[]),
+    ("reasoning_effort", &["\"none\""]),
+    ("verbosity", &["\"medium\""]),
+    ("service_tier", &["\"auto\"", "\"default\""]),
+    ("store", &["false"]),
+    ("continue_final_message", &["false"]),
+    ("chat_template", &[]),
+    ("documents", &["[]"]),
+    ("retrieval", &[]),
+    ("guided_json", &[]),
+    ("guided_regex", &[]),
+    ("guided_choice", &[]),
+    ("guided_grammar", &[]),
+    ("guided_decoding_backend", &[]),
+    ("guided_whitespace_pattern", &[]),
+    ("structured_outputs", &[]),
+    ("structural_tag", &[]),
+    ("logits_processors", &["[]"]),
+    ("bad_words", &["[]"]),
+    ("allowed_token_ids", &[]),
+    ("prompt_logprobs", &[]),
+    ("prompt_embeds", &[]),
+    ("priority", &["0"]),
+    ("use_beam_search", &["false"]),
+    ("length_penalty", &["1", "1.0"]),
+    ("spaces_between_special_tokens", &["true"]),
+    ("truncate_prompt_tokens", &[]),
+    ("return_token_ids", &["false"]),
+    ("return_tokens_as_token_ids", &["false"]),
+    ("mm_processor_kwargs", &["{}"]),
+    ("kv_transfer_params", &["{}"]),
+    ("vllm_xargs", &["{}"]),
+];
 
 fn range(field: &str, value: Option<f32>, low: f32, high: f32) -> Result<(), ApiError> {
     match value {
@@ -81,29 +114,78 @@ impl SamplingFields {
         self.stream.unwrap_or(false)
     }
 
-    fn refuse_what_is_not_there(&self) -> Result<(), ApiError> {
-        let plain_text = |format: &Value| format.get("type").and_then(Value::as_str) == Some("text");
-        let none = |choice: &Value| choice.as_str().is_some_and(|choice| matches!(choice, "none" | "auto"));
-        let refused = [
-            ("best_of", self.best_of.is_some_and(|best| best > self.n.unwrap_or(1))),
-            ("suffix", self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty())),
-            ("tools", self.tools.as_ref().is_some_and(|tools| !tools.is_empty())),
-            ("tool_choice", self.tool_choice.as_ref().is_some_and(|choice| !none(choice))),
-            ("response_format", self.response_format.as_ref().is_some_and(|format| !plain_text(format))),
-            ("guided_json", self.guided_json.is_some()),
-            ("guided_regex", self.guided_regex.is_some()),
-            ("guided_choice", self.guided_choice.is_some()),
-            ("guided_grammar", self.guided_grammar.is_some()),
-            ("structured_outputs", self.structured_outputs.is_some()),
-            ("truncate_prompt_tokens", self.truncate_prompt_tokens.is_some()),
-            ("use_beam_search", self.use_beam_search == Some(true)),
-        ];
-        match refused.iter().find(|(_, used)| *used) {
-            Some((field, _)) => {
-                Err(ApiError::invalid(*field, format!("{field} is not supported yet: leave it out")))
-            }
-            None => Ok(()),
+    /// Takes them out of a request, and refuses what is left of it and known.
+    pub(in crate::server) fn take(fields: &mut Fields) -> Result<SamplingFields, ApiError> {
+        let taken = SamplingFields {
+            temperature: fields.take("temperature")?,
+            top_p: fields.take("top_p")?,
+            top_k: fields.take("top_k")?,
+            min_p: fields.take("min_p")?,
+            presence_penalty: fields.take("presence_penalty")?,
+            frequency_penalty: fields.take("frequency_penalty")?,
+            repetition_penalty: fields.take("repetition_penalty")?,
+            logit_bias: fields.take("logit_bias")?,
+            seed: fields.take("seed")?,
+            n: fields.take("n")?,
+            best_of: fields.take("best_of")?,
+            stop: fields.take("stop")?,
+            stop_token_ids: fields.take("stop_token_ids")?,
+            include_stop_str_in_output: fields.take("include_stop_str_in_output")?,
+            ignore_eos: fields.take("ignore_eos")?,
+            min_tokens: fields.take("min_tokens")?,
+            skip_special_tokens: fields.take("skip_special_tokens")?,
+            max_tokens: fields.take("max_tokens")?,
+            max_completion_tokens: fields.take("max_completion_tokens")?,
+            stream: fields.take("stream")?,
+            stream_options: fields.take("stream_options")?,
+            cache_salt: fields.take("cache_salt")?,
+        };
+        fields.refuse(REFUSED)?;
+        taken.agree()?;
+        Ok(taken)
+    }
+
+    /// Refuses values that contradict each other.
+    fn agree(&self) -> Result<(), ApiError> {
+        let n = self.n.unwrap_or(1);
+        if n == 0 || n > 128 {
+            return Err(ApiError::invalid("n", format!("n is {n}, but must be 1 to 128")));
         }
+        match self.best_of {
+            Some(best) if best < n => {
+                return Err(ApiError::invalid(
+                    "best_of",
+                    format!("best_of is {best}, but must be at least n, {n}"),
+                ));
+            }
+            Some(best) if best > n => {
+                return Err(ApiError::invalid(
+                    "best_of",
+                    "best_of is not supported: leave it out, or set it to n",
+                ));
+            }
+            _ => {}
+        }
+        if let (Some(least), Some(most)) = (self.min_tokens, self.max_completion_tokens.or(self.max_tokens))
+            && least > most
+        {
+            return Err(ApiError::invalid(
+                "min_tokens",
+                format!("min_tokens is {least}, but max_tokens {most}"),
+            ));
+        }
+        if let Some(options) = &self.stream_options {
+            if !self.streams() {
+                return Err(ApiError::invalid("stream_options", "stream_options needs stream to be true"));
+            }
+            if options.continuous_usage_stats == Some(true) {
+                return Err(ApiError::invalid(
+                    "stream_options",
+                    "continuous_usage_stats is not supported: leave it out",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The generation of `prompt` that these fields ask for.
@@ -113,7 +195,6 @@ impl SamplingFields {
         prompt: Prompt,
         customer: &str,
     ) -> Result<GenerateRequest, ApiError> {
-        self.refuse_what_is_not_there()?;
         range("temperature", self.temperature, 0.0, 2.0)?;
         range("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
         range("min_p", self.min_p, 0.0, 1.0)?;
@@ -137,7 +218,7 @@ impl SamplingFields {
         }
         sampling.presence_penalty = self.presence_penalty.unwrap_or(0.0);
         sampling.frequency_penalty = self.frequency_penalty.unwrap_or(0.0);
-        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(1.0);
+        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
         sampling.seed = self.seed.map(|seed| seed as u64);
         let vocab = generator.engine().limits().vocab_size;
         for (id, bias) in self.logit_bias.iter().flatten() {
@@ -164,9 +245,6 @@ impl SamplingFields {
         request.min_tokens = self.min_tokens.unwrap_or(0);
         request.skip_special_tokens = self.skip_special_tokens.unwrap_or(true);
         request.n = self.n.unwrap_or(1);
-        if request.n == 0 || request.n > 128 {
-            return Err(ApiError::invalid("n", format!("n is {}, but must be 1 to 128", request.n)));
-        }
         request.max_tokens = self.max_completion_tokens.or(self.max_tokens);
         request.customer = Arc::from(customer);
         request.cache_salt = self.cache_salt.as_deref().map(Arc::from);

@@ -1,59 +1,71 @@
-//! vLLM's `/tokenize` and `/detokenize`.
+//! vLLM's `/tokenize` and `/detokenize`. Both run off the async threads: texts may be as long as a body.
 
 use axum::Json;
 use axum::extract::State;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::super::AppState;
 use super::super::error::{ApiError, Body};
+use super::fields::{Fields, Refused};
 use crate::rag::Prompt;
 
-#[derive(Debug, Deserialize)]
-pub(in crate::server) struct TokenizeRequest {
-    #[serde(default)]
-    model: String,
-    prompt: Option<String>,
-    messages: Option<Vec<Value>>,
-    add_special_tokens: Option<bool>,
-    add_generation_prompt: Option<bool>,
-}
+const REFUSED: &[Refused] = &[
+    ("continue_final_message", &["false"]),
+    ("chat_template", &[]),
+    ("tools", &["[]"]),
+    ("documents", &["[]"]),
+];
 
 pub(in crate::server) async fn tokenize(
     State(state): State<AppState>,
-    Body(body): Body<TokenizeRequest>,
+    Body(mut fields): Body<Fields>,
 ) -> Result<Json<Value>, ApiError> {
-    let generator = super::generator(&state, &body.model)?;
-    let tokens = match (body.prompt, body.messages) {
-        (Some(prompt), None) => {
-            let special = body.add_special_tokens.unwrap_or(true);
-            generator
-                .tokenizer()
-                .encode(&prompt, special)
-                .map_err(|error| ApiError::invalid("prompt", error.to_string()))?
+    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let special: Option<bool> = fields.take("add_special_tokens")?;
+    let with_pieces = fields.take("return_token_strs")?.unwrap_or(false);
+    // A chat's template writes the special tokens itself.
+    let (prompt, special) = match (fields.take("prompt")?, fields.take("messages")?) {
+        (Some(prompt), None) => (Prompt::Text(prompt), special.unwrap_or(true)),
+        (None, Some(messages)) => {
+            let prompt = Prompt::Chat {
+                messages: super::chat::messages(messages)?,
+                tools: None,
+                add_generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
+                extra: fields.take("chat_template_kwargs")?.unwrap_or_default(),
+            };
+            (prompt, special.unwrap_or(false))
         }
-        (None, Some(messages)) => generator.prompt_tokens(&Prompt::Chat {
-            messages,
-            tools: None,
-            add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
-            extra: Map::new(),
-        })?,
         _ => return Err(ApiError::invalid("prompt", "give either prompt or messages")),
     };
-    Ok(Json(json!({"count": tokens.len(), "max_model_len": generator.max_model_len(), "tokens": tokens})))
-}
-
-#[derive(Debug, Deserialize)]
-pub(in crate::server) struct DetokenizeRequest {
-    #[serde(default)]
-    model: String,
-    tokens: Vec<u32>,
+    fields.refuse(REFUSED)?;
+    super::off_thread(move || {
+        let text = generator.render(&prompt)?.unwrap_or_default();
+        let tokenizer = generator.tokenizer();
+        let tokens = tokenizer
+            .encode(&text, special)
+            .map_err(|error| ApiError::invalid("prompt", error.to_string()))?;
+        let mut answer =
+            json!({"count": tokens.len(), "max_model_len": generator.max_model_len(), "tokens": tokens});
+        if with_pieces {
+            answer["token_strs"] = tokens.iter().map(|id| json!(tokenizer.piece(*id))).collect();
+        }
+        Ok(Json(answer))
+    })
+    .await
 }
 
 pub(in crate::server) async fn detokenize(
     State(state): State<AppState>,
-    Body(body): Body<DetokenizeRequest>,
+    Body(mut fields): Body<Fields>,
 ) -> Result<Json<Value>, ApiError> {
-    let generator = super::generator(&state, &body.model)?;
-    Ok(Json(json!({"prompt": generator.tokenizer().decode(&body.tokens, false)})))
+    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let tokens: Vec<u32> = fields.need("tokens")?;
+    let vocab = generator.engine().limits().vocab_size;
+    if let Some(id) = tokens.iter().find(|id| **id >= vocab) {
+        return Err(ApiError::invalid(
+            "tokens",
+            format!("token id {id} is outside the model's vocabulary of {vocab}"),
+        ));
+    }
+    super::off_thread(move || Ok(Json(json!({"prompt": generator.tokenizer().decode(&tokens, false)})))).await
 }
