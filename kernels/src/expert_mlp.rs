@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn experts_equal_plain_loops_and_do_not_depend_on_the_batch() {
-        let (tokens, h, i, e, k) = (7, 24, 20, 4, 2);
+        let (tokens, h, i, e, k) = (19, 24, 20, 4, 2);
         let gate: Vec<Vec<f32>> = (0..e).map(|at| fill(i * h, at as u64)).collect();
         let up: Vec<Vec<f32>> = (0..e).map(|at| fill(i * h, 10 + at as u64)).collect();
         let down: Vec<Vec<f32>> = (0..e).map(|at| fill(h * i, 20 + at as u64)).collect();

@@ -26,12 +26,12 @@ pub fn argmax(exec: &Exec, x: &[f32]) -> Option<(u32, f32)> {
     if max.is_nan() || x.is_empty() {
         return None;
     }
-    // SAFETY: no contract beyond the slice.
     let at = match exec {
-        Exec::Reference => x.iter().position(|x| *x == max)?,
-        Exec::Simd(_) => unsafe { position(x, max) }?,
+        Exec::Reference => x.iter().position(|x| *x == max),
+        // SAFETY: no contract beyond the slice.
+        Exec::Simd(_) => unsafe { position(x, max) },
     };
-    Some((at as u32, max))
+    at.map(|at| (at as u32, max))
 }
 
 /// The softmax of `x` at temperature `1 / inverse`: maximum, sum, and the sum of each block of [`SOFTMAX_BLOCK`].

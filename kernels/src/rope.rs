@@ -92,11 +92,14 @@ pub fn rope_kv_write(
         Job { qkv: qkv.raw(), heads, table, positions, slots, shape: kv.shape, kv: kv.data.as_mut_ptr() };
     // Heads are shared out and not rows: two rows may name one slot, and one worker then writes both in their order.
     let units = heads.q + heads.kv;
-    // SAFETY: shapes, positions and slots were checked, and each head is one task's.
+    let part = |from: usize, to: usize| {
+        // SAFETY: shapes, positions and slots were checked, and each head is one task's.
+        unsafe { rotate(&job, from, to) };
+    };
     if positions.len() * heads.width() < PARALLEL_FROM {
-        unsafe { rotate(&job, 0, units) };
+        part(0, units);
     } else {
-        exec.each(units, &|head| unsafe { rotate(&job, head, head + 1) });
+        exec.each(units, &|head| part(head, head + 1));
     }
     Ok(())
 }
