@@ -77,8 +77,8 @@ impl Buf {
     /// # Errors
     /// [`KernelError::Shape`] when the shape does not hold exactly `values`, [`KernelError::OutOfMemory`].
     pub fn from_f32(values: &[f32], shape: &[usize]) -> Result<Buf> {
-        same("Buf::from_f32", "number of values", values.len(), shape.iter().product())?;
         let mut buf = Buf::zeros(DType::F32, shape)?;
+        same("Buf::from_f32", "number of values", values.len(), buf.bytes / 4)?;
         buf.as_f32_mut()?.copy_from_slice(values);
         Ok(buf)
     }
@@ -194,6 +194,11 @@ impl Drop for Buf {
     }
 }
 
+/// `rows * cols`, refused where it overflows: a product that wraps would let rows reach past the memory.
+fn elements(op: &'static str, rows: usize, cols: usize) -> Result<usize> {
+    rows.checked_mul(cols).ok_or(KernelError::Unsupported { op, what: "a number of rows", value: rows })
+}
+
 /// A read-only f32 matrix `[rows, cols]`; rows lie `stride` elements apart.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
@@ -209,7 +214,7 @@ impl<'a> View<'a> {
     /// # Errors
     /// [`KernelError::Shape`].
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Result<View<'a>> {
-        same("View::new", "number of values", data.len(), rows * cols)?;
+        same("View::new", "number of values", data.len(), elements("View::new", rows, cols)?)?;
         Ok(View { data, rows, cols, stride: cols })
     }
 
@@ -294,7 +299,7 @@ impl<'a> ViewMut<'a> {
     /// # Errors
     /// [`KernelError::Shape`].
     pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Result<ViewMut<'a>> {
-        same("ViewMut::new", "number of values", data.len(), rows * cols)?;
+        same("ViewMut::new", "number of values", data.len(), elements("ViewMut::new", rows, cols)?)?;
         Ok(ViewMut { data, rows, cols, stride: cols })
     }
 
@@ -395,4 +400,18 @@ pub fn cast<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
     // SAFETY: every bit pattern of a Plain type is a value.
     let (before, elements, after) = unsafe { bytes.align_to::<T>() };
     (before.is_empty() && after.is_empty()).then_some(elements)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_whose_product_wraps_are_refused() {
+        let half = 1_usize << (usize::BITS - 1);
+        assert!(View::new(&[], half, 2).is_err());
+        assert!(ViewMut::new(&mut [], half, 2).is_err());
+        assert!(Buf::from_f32(&[], &[half, 2]).is_err());
+        assert!(View::new(&[], 0, usize::MAX).is_ok());
+    }
 }

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use crate::blocks::BlockFormat;
 use crate::buf::ViewMut;
 use crate::error::{KernelError, Result, inside, same};
-use crate::exec::Exec;
+use crate::exec::{Exec, share};
 use crate::pack::WeightData;
 
 /// A table `[V, H]`, kept as it was stored.
@@ -90,13 +90,48 @@ impl EmbeddingTable {
 ///
 /// # Errors
 /// [`KernelError`] when shapes do not agree or an id is outside the table.
-pub fn embed_rows(_exec: &Exec, ids: &[u32], table: &EmbeddingTable, mut out: ViewMut<'_>) -> Result<()> {
+pub fn embed_rows(exec: &Exec, ids: &[u32], table: &EmbeddingTable, mut out: ViewMut<'_>) -> Result<()> {
     const OP: &str = "embed_rows";
     same(OP, "rows of out", out.n_rows(), ids.len())?;
     same(OP, "columns of out", out.n_cols(), table.h)?;
-    for (row, id) in ids.iter().enumerate() {
+    for id in ids {
         inside(OP, "token id", *id as usize, table.v)?;
-        table.data().row(*id as usize, out.row(row));
+    }
+    let raw = out.raw();
+    let one = |row: usize| {
+        // SAFETY: out is [ids.len(), h] (checked) and each row belongs to one worker.
+        let to = unsafe { std::slice::from_raw_parts_mut(raw.at(row, 0), table.h) };
+        table.data().row(ids[row] as usize, to);
+    };
+    if ids.len() < 16 {
+        (0..ids.len()).for_each(one);
+    } else {
+        exec.run(&|worker, workers| share(ids.len(), 1, worker, workers).for_each(one));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::fill;
+
+    #[test]
+    fn every_row_is_the_tables_whatever_the_threads_and_a_wrong_id_writes_nothing() {
+        let (v, h) = (40, 7);
+        let data = fill(v * h, 1);
+        let table = EmbeddingTable::new(WeightData::F32(&data), v, h).expect("table");
+        let ids: Vec<u32> = (0..33).map(|at| at * 11 % 40).collect();
+        for exec in [Exec::Reference, Exec::simd(3)] {
+            let mut out = vec![0.0; ids.len() * h];
+            let to = ViewMut::new(&mut out, ids.len(), h).expect("out");
+            embed_rows(&exec, &ids, &table, to).expect("embeds");
+            for (row, id) in out.chunks_exact(h).zip(&ids) {
+                assert_eq!(row, &data[*id as usize * h..][..h]);
+            }
+            let mut out = vec![0.0; 2 * h];
+            assert!(embed_rows(&exec, &[1, 40], &table, ViewMut::new(&mut out, 2, h).expect("out")).is_err());
+            assert!(out.iter().all(|x| *x == 0.0));
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Bidirectional attention of an encoder over sequences packed one after another.
 
 use crate::buf::{RawRows, View, ViewMut};
-use crate::cpu::attention::{AttentionJob, Block, MAX_DIM, MAX_ROWS, Query, attend};
+use crate::cpu::attention::{AttentionJob, Block, MAX_DIM, MAX_ROWS, Query, attend, attend_reference};
 use crate::error::{KernelError, Result, at_least, inside, same};
 use crate::exec::Exec;
 use crate::workspace::Workspace;
@@ -67,7 +67,7 @@ pub fn encoder_attention(
                 let keys = base.add(at(index)).cast_const();
                 Block { keys, values: keys.add(head_dim * 16) }
             };
-            attend_rows(qkv, raw, rows, head * head_dim, head_dim, scale, &block);
+            attend_rows(exec, qkv, raw, rows, head * head_dim, head_dim, scale, &block);
         }
     });
     Ok(())
@@ -76,6 +76,7 @@ pub fn encoder_attention(
 /// # Safety
 /// `block` covers all rows; columns `column..column + head_dim` of these rows of `out` are the caller's alone.
 unsafe fn attend_rows(
+    exec: &Exec,
     qkv: View<'_>,
     out: RawRows,
     rows: std::ops::Range<usize>,
@@ -102,7 +103,12 @@ unsafe fn attend_rows(
             block,
         };
         // SAFETY: the caller's contract.
-        unsafe { attend(&job) };
+        unsafe {
+            match exec {
+                Exec::Reference => attend_reference(&job),
+                Exec::Simd(_) => attend(&job),
+            }
+        };
         at = end;
     }
 }
@@ -122,13 +128,17 @@ mod tests {
     use crate::check::fill;
 
     fn run(qkv: &[f32], heads: usize, dim: usize, cu: &[u32]) -> Vec<f32> {
+        run_with(&Exec::simd(2), qkv, heads, dim, cu)
+    }
+
+    fn run_with(exec: &Exec, qkv: &[f32], heads: usize, dim: usize, cu: &[u32]) -> Vec<f32> {
         let rows = *cu.last().expect("some") as usize;
         let mut ws = Workspace::new(1, 32)
             .and_then(|ws| ws.with_encoder_attention(rows, cu.len(), heads * dim))
             .expect("workspace");
         let mut out = vec![0.0; rows * heads * dim];
         encoder_attention(
-            &Exec::simd(2),
+            exec,
             &mut ws,
             View::new(qkv, rows, 3 * heads * dim).expect("qkv"),
             heads,
@@ -167,6 +177,19 @@ mod tests {
                 let expected: f64 = (1..40).zip(&scores).map(|(key, s)| s / total * at(key, 2, d)).sum();
                 assert!((f64::from(all[(row * heads + head) * dim + d]) - expected).abs() < 1e-5);
             }
+        }
+    }
+
+    #[test]
+    fn simd_is_close_to_the_reference_and_equal_on_every_instruction_set() {
+        let (heads, dim, cu) = (3, 24, [0_u32, 7, 50]);
+        let qkv = fill(50 * 3 * heads * dim, 2);
+        let reference = run_with(&Exec::Reference, &qkv, heads, dim, &cu);
+        let simd = run_with(&Exec::simd(1), &qkv, heads, dim, &cu);
+        assert!(simd.iter().zip(&reference).all(|(a, b)| (a - b).abs() < 2e-6));
+        for level in crate::check::levels() {
+            let found = crate::cpu::with_level(level, || run_with(&Exec::simd(1), &qkv, heads, dim, &cu));
+            assert_eq!(found, simd, "{level:?}");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which rows go to which expert.
 
-use crate::error::{Result, at_least, inside};
+use crate::error::{Result, at_least, inside, same};
 
 /// Rows sorted by expert: the token–expert alignment of a step.
 ///
@@ -50,21 +50,32 @@ impl ExpertGroups {
     }
 
     /// Sets the number of rows of a [`ExpertGroups::single`] grouping.
-    pub fn set_single(&mut self, tokens: usize) {
+    ///
+    /// # Errors
+    /// [`crate::KernelError`] for a grouping by experts, or when there is no room.
+    pub fn set_single(&mut self, tokens: usize) -> Result<()> {
+        same("expert_groups", "experts of a single grouping", usize::from(self.dense), 1)?;
+        at_least("expert_groups", "room for pairs", self.max_pairs, tokens)?;
         self.rows = tokens;
         self.offsets[1] = tokens as u32;
+        Ok(())
     }
 
     /// Sorts `ids` `[tokens * k]` by expert, stable in the order of tokens.
     ///
     /// # Errors
-    /// [`crate::KernelError`] when there are too many ids or one is no expert.
+    /// [`crate::KernelError`] when there are too many ids, no whole number of tokens, or one is no expert; the
+    /// grouping is then what it was.
     pub fn align(&mut self, ids: &[u32]) -> Result<()> {
+        same("expert_groups", "single groupings", usize::from(self.dense), 0)?;
         at_least("expert_groups", "room for pairs", self.max_pairs, ids.len())?;
+        same("expert_groups", "ids of the last token", ids.len() % self.k.max(1), 0)?;
         let experts = self.offsets.len() - 1;
-        self.offsets.fill(0);
         for id in ids {
             inside("expert_groups", "expert", *id as usize, experts)?;
+        }
+        self.offsets.fill(0);
+        for id in ids {
             self.offsets[*id as usize + 1] += 1;
         }
         for expert in 0..experts {
@@ -126,6 +137,25 @@ mod tests {
         assert_eq!(groups.offsets, [0, 2, 3, 4]);
         assert_eq!(groups.tokens(), Some(&[0, 1, 1, 0][..]));
         assert_eq!(groups.position(), [3, 0, 1, 2]);
-        assert!(groups.align(&[3, 0]).is_err());
+    }
+
+    #[test]
+    fn a_refused_alignment_leaves_the_grouping_as_it_was() {
+        let mut groups = ExpertGroups::new(4, 2, 3);
+        groups.align(&[2, 0, 0, 1]).expect("aligns");
+        assert!(groups.align(&[0, 3]).is_err());
+        assert!(groups.align(&[0]).is_err());
+        assert_eq!(groups.offsets, [0, 2, 3, 4]);
+        assert_eq!(groups.tokens(), Some(&[0, 1, 1, 0][..]));
+    }
+
+    #[test]
+    fn single_and_routed_groupings_do_not_mix() {
+        assert!(ExpertGroups::new(4, 2, 3).set_single(2).is_err());
+        let mut single = ExpertGroups::single(4);
+        assert!(single.set_single(5).is_err());
+        assert!(single.align(&[0, 0]).is_err());
+        single.set_single(2).expect("fits");
+        assert_eq!((single.rows(), single.range(0)), (2, 0..2));
     }
 }

@@ -1,8 +1,9 @@
 //! The two products of an MLP, dense or by experts: silu(x·w1) * (x·w3), then ·w2.
 
 use crate::buf::{View, ViewMut};
+use crate::cpu::{Isa, dispatch};
 use crate::error::{KernelError, Result, at_least, same};
-use crate::exec::Exec;
+use crate::exec::{Exec, share};
 use crate::expert_groups::ExpertGroups;
 use crate::matmul::{Product, quantize_if_needed};
 use crate::pack::PackedExperts;
@@ -69,15 +70,20 @@ pub fn expert_down(
     grouped(exec, ws, a, w2, groups, None, &mut scratch)?;
     let (k, position) = (groups.k(), groups.position());
     let results = scratch.as_view();
-    for token in 0..out.n_rows() {
-        let to = out.row(token);
-        to.fill(0.0);
-        for pair in token * k..(token + 1) * k {
-            let weight = weights[pair];
-            for (sum, value) in to.iter_mut().zip(results.row(position[pair] as usize)) {
-                *sum = value.mul_add(weight, *sum);
-            }
+    let (tokens, width, raw) = (out.n_rows(), out.n_cols(), out.raw());
+    let one = |token: usize| {
+        let pairs = token * k..(token + 1) * k;
+        // SAFETY: token < rows of out, which has `width` columns, and each token belongs to one worker; `align` made
+        // `position` a permutation of the rows of `results`.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(raw.at(token, 0), width);
+            weighted_sum(to, results, &position[pairs.clone()], &weights[pairs]);
         }
+    };
+    if tokens < 8 {
+        (0..tokens).for_each(one);
+    } else {
+        exec.run(&|worker, workers| share(tokens, 1, worker, workers).for_each(one));
     }
     Ok(())
 }
@@ -102,12 +108,38 @@ fn grouped(
         }
         return Ok(());
     }
-    exec.run(&|worker, workers| {
+    let part = |expert: usize| product.part(w.expert(expert), groups.range(expert), index, raw);
+    let total = (0..w.len()).map(|expert| part(expert).chunks()).sum();
+    exec.each(total, &|task| {
+        let mut left = task;
         for expert in 0..w.len() {
-            product.run_share(w.expert(expert), groups.range(expert), index, raw, worker, workers);
+            let job = part(expert);
+            let chunks = job.chunks();
+            if left < chunks {
+                return job.chunk(left);
+            }
+            left -= chunks;
         }
     });
     Ok(())
+}
+
+dispatch!(
+    /// `out = Σ weight * row`, in the order given.
+    ///
+    /// # Safety
+    /// `rows` has as many entries as `weights`, each a row of `results`.
+    unsafe fn weighted_sum(out: &mut [f32], results: View<'_>, rows: &[u32], weights: &[f32]) = weighted_sum_inner
+);
+
+#[inline(always)]
+unsafe fn weighted_sum_inner<S: Isa>(out: &mut [f32], results: View<'_>, rows: &[u32], weights: &[f32]) {
+    out.fill(0.0);
+    for (row, weight) in rows.iter().zip(weights) {
+        for (sum, value) in out.iter_mut().zip(results.row(*row as usize)) {
+            *sum = value.mul_add(*weight, *sum);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -118,7 +150,7 @@ mod tests {
 
     #[test]
     fn experts_equal_plain_loops_and_do_not_depend_on_the_batch() {
-        let (tokens, h, i, e, k) = (7, 24, 20, 4, 2);
+        let (tokens, h, i, e, k) = (19, 24, 20, 4, 2);
         let gate: Vec<Vec<f32>> = (0..e).map(|at| fill(i * h, at as u64)).collect();
         let up: Vec<Vec<f32>> = (0..e).map(|at| fill(i * h, 10 + at as u64)).collect();
         let down: Vec<Vec<f32>> = (0..e).map(|at| fill(h * i, 20 + at as u64)).collect();

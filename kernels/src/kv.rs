@@ -4,7 +4,7 @@
 //! dimension of 16 keys), values `[kv_head][16][padded head_dim]`. See docs/decisions/002.
 
 use crate::buf::{Buf, DType};
-use crate::error::{KernelError, Result, inside};
+use crate::error::{Result, inside};
 
 /// Tokens of a block.
 pub const BLOCK: usize = 16;
@@ -122,26 +122,4 @@ pub struct KvLayer<'a> {
 pub struct KvLayerMut<'a> {
     pub(crate) data: &'a mut [f32],
     pub(crate) shape: KvShape,
-}
-
-impl KvLayerMut<'_> {
-    /// Writes the key and the value of one token and head into `slot` (block * 16 + offset).
-    pub(crate) fn put(&mut self, slot: usize, head: usize, key: &[f32], value: &[f32]) -> Result<()> {
-        let (block, offset) = (slot / BLOCK, slot % BLOCK);
-        if block >= self.shape.blocks {
-            return Err(KernelError::Index {
-                op: "rope_kv_write",
-                what: "slot",
-                index: slot,
-                bound: self.shape.blocks * BLOCK,
-            });
-        }
-        let to = self.shape.key_at(block, head) + offset;
-        for (d, x) in key.iter().enumerate() {
-            self.data[to + d * BLOCK] = *x;
-        }
-        let to = self.shape.value_at(block, head) + offset * self.shape.padded();
-        self.data[to..to + value.len()].copy_from_slice(value);
-        Ok(())
-    }
 }

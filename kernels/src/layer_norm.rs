@@ -35,7 +35,11 @@ pub fn layer_norm(
         // SAFETY: row < rows of out, which has h columns; each row belongs to one worker.
         unsafe {
             let out = std::slice::from_raw_parts_mut(out.at(row, 0), h);
-            norm_row(x.row(row), residual.map(|residual| residual.row(row)), weight, bias, eps, out);
+            let residual = residual.map(|residual| residual.row(row));
+            match exec {
+                Exec::Reference => reference_row(x.row(row), residual, weight, bias, eps, out),
+                Exec::Simd(_) => norm_row(x.row(row), residual, weight, bias, eps, out),
+            }
         }
     };
     if rows < 16 {
@@ -74,6 +78,27 @@ unsafe fn norm_row_inner<S: Isa>(
     }
 }
 
+/// The same by plain loops, summed in f64.
+fn reference_row(
+    x: &[f32],
+    residual: Option<&[f32]>,
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
+    for (at, out) in out.iter_mut().enumerate() {
+        *out = x[at] + residual.map_or(0.0, |residual| residual[at]);
+    }
+    let h = out.len() as f64;
+    let mean = out.iter().map(|x| f64::from(*x)).sum::<f64>() / h;
+    let variance = out.iter().map(|x| (f64::from(*x) - mean).powi(2)).sum::<f64>() / h;
+    let deviation = (variance + f64::from(eps)).sqrt();
+    for ((out, weight), bias) in out.iter_mut().zip(weight).zip(bias) {
+        *out = ((f64::from(*out) - mean) / deviation * f64::from(*weight) + f64::from(*bias)) as f32;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,6 +128,24 @@ mod tests {
                     assert!((f64::from(out[row * h + c]) - expected).abs() < 1e-4);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn simd_is_close_to_the_reference_and_equal_on_every_instruction_set() {
+        let (rows, h) = (5, 83);
+        let (x, r, w, b) = (fill(rows * h, 4), fill(rows * h, 5), fill(h, 6), fill(h, 7));
+        let run = |exec: &Exec| {
+            let mut out = vec![0.0; rows * h];
+            let (x, r) = (View::new(&x, rows, h).expect("x"), View::new(&r, rows, h).expect("r"));
+            let to = ViewMut::new(&mut out, rows, h).expect("out");
+            layer_norm(exec, x, Some(r), &w, &b, 1e-5, to).expect("norm");
+            out
+        };
+        let (reference, simd) = (run(&Exec::Reference), run(&Exec::simd(1)));
+        assert!(simd.iter().zip(&reference).all(|(a, b)| (a - b).abs() <= 5e-6 * b.abs().max(1.0)));
+        for level in crate::check::levels() {
+            assert_eq!(crate::cpu::with_level(level, || run(&Exec::simd(1))), simd, "{level:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`buf`] | [`Buf`], [`View`], [`ViewMut`]: owned aligned memory and typed windows into it |
 //! | [`exec`], [`team`] | how an op runs: the plain reference, or SIMD over a [`Team`] of threads |
+//! | [`gate`] | lets latency-bound work go before bulk work |
 //! | [`pack`], [`blocks`] | weights from any source to panels of 16 rows; the only writer of packed weights |
 //! | [`matmul`], [`expert_mlp`] | dense and grouped products |
 //! | [`kv`], [`paged_attention`], [`encoder_attention`] | the KV cache and attention over it |
@@ -20,8 +21,8 @@
 
 pub mod blocks;
 pub mod buf;
-#[cfg(any(test, feature = "check"))]
-pub mod check;
+#[cfg(test)]
+mod check;
 mod cpu;
 pub mod embed_rows;
 pub mod encoder_attention;
@@ -29,9 +30,11 @@ pub mod error;
 pub mod exec;
 pub mod expert_groups;
 pub mod expert_mlp;
+pub mod gate;
 pub mod gelu;
 pub mod kv;
 pub mod layer_norm;
+pub mod logits;
 pub mod mapped_file;
 pub mod matmul;
 pub mod pack;
@@ -51,9 +54,11 @@ pub use error::{KernelError, Result};
 pub use exec::Exec;
 pub use expert_groups::ExpertGroups;
 pub use expert_mlp::{expert_down, gated_up};
+pub use gate::{Gate, Held};
 pub use gelu::{GeluKind, gelu};
 pub use kv::{BLOCK, KvCacheBuf, KvDType, KvLayer, KvLayerMut};
 pub use layer_norm::layer_norm;
+pub use logits::{SOFTMAX_BLOCK, SoftmaxStats, argmax, softmax_stats, softmax_weight};
 pub use mapped_file::MappedFile;
 pub use matmul::matmul;
 pub use pack::{Packed, PackedExperts, WeightData, WeightFormat};

@@ -99,7 +99,7 @@ pub(crate) struct Product<'a> {
 }
 
 /// A product with everything resolved, shareable between workers.
-struct Job<'a> {
+pub(crate) struct Job<'a> {
     product: &'a Product<'a>,
     w: &'a Packed,
     rows: std::ops::Range<usize>,
@@ -128,41 +128,48 @@ impl Product<'_> {
         if matches!(exec, Exec::Reference) {
             return job.reference();
         }
-        exec.run(&|worker, workers| {
-            for segment in w.segments() {
-                let panels = segment.data.shape()[0];
-                let range = share(panels, 1, worker, workers);
-                if !range.is_empty() {
-                    job.panels(segment, range);
-                }
-            }
-        });
+        let chunks = job.chunks();
+        exec.each(chunks, &|at| job.chunk(at));
     }
 
-    /// As [`Product::run`], but on the calling thread alone and for one share of the panels.
-    pub(crate) fn run_share(
-        &self,
-        w: &Packed,
+    /// As [`Product::run`], one part at a time for a caller that shares out the parts of several products.
+    pub(crate) fn part<'a>(
+        &'a self,
+        w: &'a Packed,
         rows: std::ops::Range<usize>,
-        index: Option<&[u32]>,
+        index: Option<&'a [u32]>,
         out: RawRows,
-        worker: usize,
-        workers: usize,
-    ) {
-        if rows.is_empty() {
-            return;
-        }
-        let job = Job { product: self, w, rows, index, bias: None, out, add: false };
-        for segment in w.segments() {
-            let range = share(segment.data.shape()[0], 1, worker, workers);
-            if !range.is_empty() {
-                job.panels(segment, range);
-            }
-        }
+    ) -> Job<'a> {
+        Job { product: self, w, rows, index, bias: None, out, add: false }
     }
 }
 
+/// Panels that a worker takes at a time: the widest tile. Workers take the next chunk when they are done with one,
+/// because cores are shared with other work and a fixed share ends with the slowest of them.
+const CHUNK: usize = 8;
+
 impl Job<'_> {
+    /// Chunks of panels that the product consists of; none without rows.
+    pub(crate) fn chunks(&self) -> usize {
+        if self.rows.is_empty() {
+            return 0;
+        }
+        self.w.segments().iter().map(|segment| segment.data.shape()[0].div_ceil(CHUNK)).sum()
+    }
+
+    /// Computes chunk `at`. Each output is one sum over K inside its panel, so who computes it changes nothing.
+    pub(crate) fn chunk(&self, at: usize) {
+        let mut left = at;
+        for segment in self.w.segments() {
+            let panels = segment.data.shape()[0];
+            let chunks = panels.div_ceil(CHUNK);
+            if left < chunks {
+                return self.panels(segment, left * CHUNK..((left + 1) * CHUNK).min(panels));
+            }
+            left -= chunks;
+        }
+    }
+
     fn sink(&self, segment: &Segment) -> float::Sink {
         float::Sink {
             out: self.out,

@@ -1,7 +1,7 @@
 //! Causal attention over the paged KV cache: prefill chunks and decode tokens alike.
 
 use crate::buf::{View, ViewMut};
-use crate::cpu::attention::{AttentionJob, Block, MAX_DIM, MAX_ROWS, Query, attend};
+use crate::cpu::attention::{AttentionJob, Block, MAX_DIM, MAX_ROWS, Query, attend, attend_reference};
 use crate::error::{KernelError, Result, inside, same};
 use crate::exec::Exec;
 use crate::kv::{BLOCK, KvLayer};
@@ -44,20 +44,34 @@ pub fn paged_attention(
     same(OP, "rows of out", out.n_rows(), qkv.n_rows())?;
     same(OP, "kv heads of the cache", kv.shape.kv_heads, heads.kv)?;
     same(OP, "head dimension of the cache", kv.shape.head_dim, heads.dim)?;
-    if heads.dim > MAX_DIM || !heads.q.is_multiple_of(heads.kv) || heads.q / heads.kv > MAX_ROWS {
+    if heads.dim > MAX_DIM
+        || heads.kv == 0
+        || !heads.q.is_multiple_of(heads.kv)
+        || heads.q / heads.kv > MAX_ROWS
+    {
         return Err(KernelError::Unsupported {
             op: OP,
             what: "a head layout with a dimension",
             value: heads.dim,
         });
     }
+    let mut covered = 0;
     for seq in seqs {
-        let queries = (seq.query_start + seq.query_len) as usize;
-        inside(OP, "query row", queries, qkv.n_rows() + 1)?;
+        // Spans that lie one after another cannot overlap: tasks of two sequences never write one row.
+        same(OP, "first query row", seq.query_start as usize, covered)?;
+        covered += seq.query_len as usize;
+        inside(OP, "query row", covered, qkv.n_rows() + 1)?;
         inside(OP, "query length", seq.query_len as usize, seq.context_len as usize + 1)?;
-        let table_end = seq.table_start as usize + (seq.context_len as usize).div_ceil(BLOCK);
-        inside(OP, "block table end", table_end, block_tables.len() + 1)?;
-        for block in &block_tables[seq.table_start as usize..table_end] {
+        let table_start = seq.table_start as usize;
+        let table_end = table_start.checked_add((seq.context_len as usize).div_ceil(BLOCK));
+        let table =
+            table_end.and_then(|end| block_tables.get(table_start..end)).ok_or(KernelError::Index {
+                op: OP,
+                what: "block table start",
+                index: table_start,
+                bound: block_tables.len(),
+            })?;
+        for block in table {
             inside(OP, "block", *block as usize, kv.shape.blocks)?;
         }
     }
@@ -100,7 +114,12 @@ pub fn paged_attention(
             block: &block,
         };
         // SAFETY: spans, tables and shapes were checked above; each (row, head) of `out` belongs to one task.
-        unsafe { attend(&job) };
+        unsafe {
+            match exec {
+                Exec::Reference => attend_reference(&job),
+                Exec::Simd(_) => attend(&job),
+            }
+        };
     };
     let tiles = |seq: &SeqSpan| (seq.query_len as usize).div_ceil(tile) * heads.kv;
     let total: usize = seqs.iter().map(tiles).sum();

@@ -34,12 +34,10 @@ pub fn rms_norm(
         // SAFETY: row < rows of all operands, which have h columns; each row belongs to one worker.
         unsafe {
             let out = std::slice::from_raw_parts_mut(out.at(row, 0), h);
-            match residual {
-                Some(residual) => {
-                    let residual = std::slice::from_raw_parts_mut(residual.at(row, 0), h);
-                    norm_row(x.row(row), Some(residual), weight, eps, out);
-                }
-                None => norm_row(x.row(row), None, weight, eps, out),
+            let residual = residual.map(|residual| std::slice::from_raw_parts_mut(residual.at(row, 0), h));
+            match exec {
+                Exec::Reference => reference_row(x.row(row), residual, weight, eps, out),
+                Exec::Simd(_) => norm_row(x.row(row), residual, weight, eps, out),
             }
         }
     };
@@ -85,6 +83,24 @@ fn scale_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     }
 }
 
+/// The same by plain loops, summed in f64.
+fn reference_row(x: &[f32], residual: Option<&mut [f32]>, weight: &[f32], eps: f32, out: &mut [f32]) {
+    match residual {
+        Some(residual) => {
+            for (at, x) in x.iter().enumerate() {
+                residual[at] += x;
+                out[at] = residual[at];
+            }
+        }
+        None => out.copy_from_slice(x),
+    }
+    let squares: f64 = out.iter().map(|x| f64::from(*x) * f64::from(*x)).sum();
+    let rms = (squares / out.len() as f64 + f64::from(eps)).sqrt();
+    for (out, weight) in out.iter_mut().zip(weight) {
+        *out = (f64::from(*out) / rms * f64::from(*weight)) as f32;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +130,25 @@ mod tests {
                     assert_eq!(f64::from(residual[row * h + c]), *sum);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn simd_is_close_to_the_reference_and_equal_on_every_instruction_set() {
+        let (rows, h) = (5, 83);
+        let (x, before, weight) = (fill(rows * h, 4), fill(rows * h, 5), fill(h, 6));
+        let run = |exec: &Exec| {
+            let (mut residual, mut out) = (before.clone(), vec![0.0; rows * h]);
+            let sum = Some(ViewMut::new(&mut residual, rows, h).expect("residual"));
+            let to = ViewMut::new(&mut out, rows, h).expect("out");
+            rms_norm(exec, View::new(&x, rows, h).expect("x"), sum, &weight, 1e-5, to).expect("norm");
+            (residual, out)
+        };
+        let (reference, simd) = (run(&Exec::Reference), run(&Exec::simd(1)));
+        assert_eq!(simd.0, reference.0);
+        assert!(simd.1.iter().zip(&reference.1).all(|(a, b)| (a - b).abs() <= 2e-6 * b.abs().max(1.0)));
+        for level in crate::check::levels() {
+            assert_eq!(crate::cpu::with_level(level, || run(&Exec::simd(1))), simd, "{level:?}");
         }
     }
 }

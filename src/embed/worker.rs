@@ -28,11 +28,23 @@ pub trait PooledEncoder {
     /// # Errors
     /// What went wrong.
     fn forward(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String>;
+
+    /// As [`PooledEncoder::forward`], for bulk work: it may make way for work that somebody waits for.
+    ///
+    /// # Errors
+    /// What went wrong.
+    fn forward_bulk(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
+        self.forward(ids, cu_seqlens, out)
+    }
 }
 
 impl PooledEncoder for Encoder {
     fn forward(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
         Encoder::forward(self, ids, cu_seqlens, out).map_err(|error| error.to_string())
+    }
+
+    fn forward_bulk(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
+        Encoder::forward_bulk(self, ids, cu_seqlens, out).map_err(|error| error.to_string())
     }
 }
 
@@ -132,8 +144,13 @@ impl<E: PooledEncoder> Worker<E> {
         }
         let mut out = Vec::new();
         let encoder = &mut self.encoder;
-        let result = catch_unwind(AssertUnwindSafe(|| encoder.forward(&ids, &cu_seqlens, &mut out)))
-            .unwrap_or_else(|_| Err("the forward pass panicked".to_owned()));
+        // A pass has jobs of one priority.
+        let bulk = open[batch[0].0].job.priority == Priority::Bulk;
+        let result = catch_unwind(AssertUnwindSafe(|| match bulk {
+            true => encoder.forward_bulk(&ids, &cu_seqlens, &mut out),
+            false => encoder.forward(&ids, &cu_seqlens, &mut out),
+        }))
+        .unwrap_or_else(|_| Err("the forward pass panicked".to_owned()));
         if let Some(shared) = self.counter.upgrade() {
             shared.tokens.fetch_add(ids.len(), Ordering::Relaxed);
         }
@@ -233,5 +250,32 @@ mod tests {
             || Err::<Encoder, _>("no weights".to_owned()),
         );
         assert_eq!(failed.expect_err("fails").to_string(), "the embedder could not start: no weights");
+    }
+
+    /// Says by its vectors which way it was called.
+    struct Telltale;
+
+    impl PooledEncoder for Telltale {
+        fn forward(&mut self, _: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
+            out.resize((cu_seqlens.len() - 1) * 4, 1.0);
+            Ok(())
+        }
+
+        fn forward_bulk(&mut self, _: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
+            out.resize((cu_seqlens.len() - 1) * 4, 2.0);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn only_bulk_jobs_make_way() {
+        let (fake, _fake_thread) = fake_embedder(4);
+        let config = EmbedConfig { max_batch_tokens: 8 };
+        let (handle, _thread) =
+            start(config, fake.tokenizer().clone(), fake.info().clone(), || Ok(Telltale)).expect("starts");
+        for (priority, expected) in [(Priority::Interactive, 1.0), (Priority::Bulk, 2.0)] {
+            let vectors = handle.embed(InputKind::Raw, vec!["wort".to_owned()], priority).await;
+            assert_eq!(vectors.expect("embeds"), [[expected; 4]]);
+        }
     }
 }

@@ -39,6 +39,15 @@ impl BlockHash {
     }
 }
 
+/// Whether a known block counts as available.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockState {
+    /// Without references: taking it leaves one block fewer to allocate.
+    Cached,
+    /// With references: taking it costs nothing.
+    Used,
+}
+
 /// End of the list.
 const NIL: u32 = u32::MAX;
 
@@ -106,6 +115,13 @@ impl BlockPool {
             self.by_hash.remove(&hash);
         }
         Some(block)
+    }
+
+    /// Whether the block with this content has references; `None` when no block has it. Takes nothing.
+    #[must_use]
+    pub fn find(&self, hash: &BlockHash) -> Option<BlockState> {
+        let block = *self.by_hash.get(hash)?;
+        Some(if self.blocks[block as usize].references == 0 { BlockState::Cached } else { BlockState::Used })
     }
 
     /// Takes a reference to the block with this content.
@@ -217,7 +233,9 @@ mod tests {
         let first = pool.allocate().expect("free");
         pool.publish(first, hash);
         pool.release(first);
+        assert_eq!(pool.find(&hash), Some(BlockState::Cached));
         assert_eq!(pool.acquire(&hash), Some(first));
+        assert_eq!(pool.find(&hash), Some(BlockState::Used));
         pool.release(first);
         let other = pool.allocate().expect("the free block goes first");
         assert_ne!(other, first);

@@ -26,6 +26,12 @@ impl BitMask {
         self.words.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 
+    /// The words: bit `id % 64` of word `id / 64`.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// The words, to write in bulk.
     pub fn words_mut(&mut self) -> &mut [u64] {
         &mut self.words

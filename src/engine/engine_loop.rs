@@ -1,6 +1,5 @@
 //! The engine thread.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{self as std_mpsc, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::handle::{Command, EngineHandle, EngineLimits, Shared};
 use super::request::{EngineError, Event, FinishReason, SampledToken, TokenLogprobs};
-use super::runner::StepRunner;
-use super::scheduler::{Scheduler, SchedulerConfig};
+use super::runner::{RunnerError, StepRunner};
+use super::scheduler::{Planned, Scheduler, SchedulerConfig, caught};
 use super::sequence::{Group, Sequence};
 use super::stats::EngineStats;
 use super::step::{StepOutput, StepPlan};
@@ -59,8 +58,7 @@ pub fn start<R: StepRunner + 'static>(
     let thread = std::thread::Builder::new()
         .name("tarn-engine".to_owned())
         .spawn(move || {
-            let built =
-                catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|panic| Err(panic_message(&*panic)));
+            let built = caught(build).unwrap_or_else(Err);
             let runner = match built {
                 Ok(runner) => runner,
                 Err(message) => {
@@ -81,6 +79,7 @@ pub fn start<R: StepRunner + 'static>(
                 open: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
                 stop: AtomicBool::new(false),
+                dead: AtomicBool::new(false),
                 stats: Mutex::new(EngineStats {
                     blocks_total: runner.num_blocks(),
                     ..EngineStats::default()
@@ -94,7 +93,8 @@ pub fn start<R: StepRunner + 'static>(
                 limits,
             });
             let stats = EngineStats { blocks_total: limits.num_blocks as usize, ..EngineStats::default() };
-            Engine { runner, scheduler, shared, receiver, stats, groups: 0 }.run();
+            let _dead = DeadOnDrop(shared.clone());
+            Engine { runner, scheduler, shared, receiver, stats, groups: 0 }.serve();
         })
         .map_err(|error| EngineError::Start { message: error.to_string() })?;
     let started = started.recv().unwrap_or_else(|_| Err("its thread ended".to_owned()));
@@ -112,32 +112,68 @@ struct Engine<R> {
     groups: u64,
 }
 
+/// Says that the thread ended, however it does.
+struct DeadOnDrop(Arc<Shared>);
+
+impl Drop for DeadOnDrop {
+    fn drop(&mut self) {
+        self.0.dead.store(true, Ordering::SeqCst);
+    }
+}
+
 impl<R: StepRunner> Engine<R> {
-    fn run(mut self) {
+    /// Runs until it is stopped. A panic outside of a step is a bug of the engine: it ends the thread, but every
+    /// request still gets its terminal event and [`EngineHandle::is_alive`] says so.
+    fn serve(mut self) {
+        let error = match caught(|| self.run()) {
+            Ok(()) => EngineError::Stopped,
+            Err(message) => EngineError::Step { message },
+        };
+        self.shared.dead.store(true, Ordering::SeqCst);
+        let _ = caught(|| {
+            self.fail_all(&error);
+            self.publish_stats();
+        });
+    }
+
+    fn run(&mut self) {
         let mut plan = StepPlan::default();
         while self.take_commands() {
             self.end_abandoned();
             self.scheduler.schedule(&mut plan);
             if plan.tokens() > 0 {
-                match self.step(&plan) {
+                let result = self.step(&plan);
+                // The plan's shares of the sequences' state go before that state is changed.
+                plan.clear();
+                match result {
                     Ok(output) => self.update(output),
                     Err(message) => self.fail_step(&message),
                 }
+                self.fail_unlucky();
             }
             self.publish_stats();
         }
-        self.fail_all(&EngineError::Stopped);
-        self.publish_stats();
     }
 
     fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, String> {
         let runner = &mut self.runner;
         self.stats.steps += 1;
-        catch_unwind(AssertUnwindSafe(|| {
+        caught(|| {
             let ticket = runner.launch(plan)?;
-            runner.collect(plan, ticket)
-        }))
-        .unwrap_or_else(|panic| Err(super::RunnerError { message: panic_message(&*panic) }))
+            let output = runner.collect(plan, ticket)?;
+            let (samples, logprobs) = (output.samples.len(), output.prompt_logprobs.len());
+            if (samples, logprobs) != (plan.samples.len(), plan.prompt_logprobs.len()) {
+                return Err(RunnerError {
+                    message: format!(
+                        "the runner gave {samples} tokens and {logprobs} log probabilities for {} and {}",
+                        plan.samples.len(),
+                        plan.prompt_logprobs.len()
+                    ),
+                });
+            }
+            Ok(output)
+        })
+        .unwrap_or_else(|message| Err(RunnerError { message }))
         .map_err(|error| error.message)
     }
 
@@ -164,27 +200,26 @@ impl<R: StepRunner> Engine<R> {
     }
 
     fn take(&mut self, command: Command) {
-        let Command::Run(mut request, events) = command else { return };
+        let Command::Run(mut request, entry) = command else { return };
         self.groups += 1;
         let id = self.groups;
         let constraint = request.constraint.take();
-        let group = Group::new(&mut request, events);
+        let group = Group::new(&mut request, entry);
         self.stats.prompt_tokens += group.prompt.len() as u64;
-        let first = sequence(id, 0, &group, constraint);
+        let first = Sequence::new(id, 0, &group, constraint);
         self.scheduler.groups.insert(id, group);
         self.scheduler.enqueue(first);
     }
 
-    /// Ends what nobody waits for any more and what is past its deadline.
+    /// Ends what nobody waits for any more, what is past its deadline, and what is read too slowly.
     fn end_abandoned(&mut self) {
+        let overrun = |(id, group): (&u64, &Group)| group.overrun().map(|error| (*id, error));
+        for (id, error) in self.scheduler.groups.iter().filter_map(overrun).collect::<Vec<_>>() {
+            self.fail_groups(&[id], &error);
+            self.stats.finished_abort += 1;
+        }
         let now = Instant::now();
-        let reason = |group: &Group| {
-            if group.is_abandoned() {
-                Some(FinishReason::Cancelled)
-            } else {
-                group.deadline.filter(|deadline| *deadline <= now).map(|_| FinishReason::Deadline)
-            }
-        };
+        let reason = |group: &Group| group.ended(now);
         let waiting = self.scheduler.remove_waiting(|group| reason(group).is_some());
         for sequence in waiting {
             let why = self
@@ -210,8 +245,9 @@ impl<R: StepRunner> Engine<R> {
     /// Hands a step's tokens out.
     fn update(&mut self, output: StepOutput) {
         let now = Instant::now();
-        let drew = self.scheduler.computed();
-        self.take_prompt_logprobs(output.prompt_logprobs);
+        let planned = std::mem::take(&mut self.scheduler.planned);
+        let drew = self.scheduler.computed(&planned);
+        self.take_prompt_logprobs(&planned, output.prompt_logprobs);
         let mut samples = output.samples.into_iter();
         let mut ended: Vec<(usize, FinishReason)> = Vec::new();
         for at in drew {
@@ -221,9 +257,13 @@ impl<R: StepRunner> Engine<R> {
                 ended.push((at, FinishReason::Length));
                 continue;
             }
-            let Some(token) = samples.next() else { break };
-            if let Some(reason) = self.accept(at, token) {
-                ended.push((at, reason));
+            let Some(sampled) = samples.next() else { break };
+            if self.scheduler.failed.iter().any(|(failed, _)| *failed == id) {
+                continue;
+            }
+            match sampled {
+                Ok(token) => ended.extend(self.accept(at, token).map(|reason| (at, reason))),
+                Err(error) => self.scheduler.failed.push((id, error.into())),
             }
         }
         ended.sort_by_key(|(at, _)| std::cmp::Reverse(*at));
@@ -233,16 +273,22 @@ impl<R: StepRunner> Engine<R> {
         }
     }
 
-    fn take_prompt_logprobs(&mut self, logprobs: Vec<TokenLogprobs>) {
-        // They come in the order of the plan: by running sequence, then by position.
+    /// Ends the requests whose own grammar or logits failed in this step; the step's other requests go on.
+    fn fail_unlucky(&mut self) {
+        for (id, error) in std::mem::take(&mut self.scheduler.failed) {
+            self.fail_groups(&[id], &error);
+        }
+    }
+
+    /// Each planned sequence takes exactly the rows that were planned for it.
+    fn take_prompt_logprobs(&mut self, planned: &[Planned], logprobs: Vec<TokenLogprobs>) {
         let mut logprobs = logprobs.into_iter();
-        for at in 0..self.scheduler.running.len() {
-            let sequence = &self.scheduler.running[at];
-            let wanted = sequence.computed.min(sequence.prompt_len.saturating_sub(1));
-            let Some(group) = self.scheduler.groups.get_mut(&sequence.group) else { continue };
-            if group.params.prompt_logprobs.is_some() {
-                let missing = wanted.saturating_sub(group.prompt_logprobs.len());
-                group.prompt_logprobs.extend(logprobs.by_ref().take(missing).map(Some));
+        for part in planned {
+            let own = logprobs.by_ref().take(part.logprob_rows).map(Some);
+            let group = self.scheduler.groups.get_mut(&self.scheduler.running[part.at].group);
+            match group {
+                Some(group) => group.prompt_logprobs.extend(own),
+                None => own.for_each(drop),
             }
         }
     }
@@ -261,13 +307,17 @@ impl<R: StepRunner> Engine<R> {
             logprobs.append(&mut group.prompt_logprobs);
         }
         group.send(Event::Prompt { logprobs, cached_tokens: group.cached_tokens });
-        let siblings: Vec<Sequence> = (1..group.open).map(|index| sequence(id, index, group, None)).collect();
+        let siblings: Vec<Sequence> =
+            (1..group.open).map(|index| Sequence::new(id, index, group, None)).collect();
         siblings.into_iter().for_each(|sibling| self.scheduler.enqueue(sibling));
     }
 
     /// Takes over a drawn token; says why the answer ended, if it did.
     fn accept(&mut self, at: usize, token: SampledToken) -> Option<FinishReason> {
-        self.scheduler.push_token(at, &token);
+        if let Err(error) = self.scheduler.push_token(at, token.id) {
+            self.scheduler.failed.push((self.scheduler.running[at].group, error));
+            return None;
+        }
         self.stats.generation_tokens += 1;
         let sequence = &self.scheduler.running[at];
         let generated = sequence.output().len() as u32;
@@ -293,27 +343,29 @@ impl<R: StepRunner> Engine<R> {
         }
         group.open -= 1 + not_started;
         group.last_reason = Some(reason);
-        if group.open == 0 {
-            group.send(Event::Done(group.usage()));
+        if group.open > 0 {
+            return;
+        }
+        if let Some(error) = group.overrun() {
+            group.send_terminal(Event::Failed(error));
+            self.stats.finished_abort += 1;
+        } else {
+            let usage = group.usage();
+            group.send_terminal(Event::Done(usage));
             match group.last_reason {
                 Some(FinishReason::Stop(_)) => self.stats.finished_stop += 1,
                 Some(FinishReason::Length) => self.stats.finished_length += 1,
                 _ => self.stats.finished_abort += 1,
             }
-            self.close(sequence.group);
         }
-    }
-
-    fn close(&mut self, group: u64) {
-        self.scheduler.groups.remove(&group);
-        self.shared.open.fetch_sub(1, Ordering::SeqCst);
+        self.scheduler.groups.remove(&sequence.group);
     }
 
     /// A step failed: its sequences fail with it, everything else goes on.
     fn fail_step(&mut self, message: &str) {
         self.stats.failed_steps += 1;
         let planned = std::mem::take(&mut self.scheduler.planned);
-        let failed: Vec<u64> = planned.iter().map(|(at, _)| self.scheduler.running[*at].group).collect();
+        let failed: Vec<u64> = planned.iter().map(|part| self.scheduler.running[part.at].group).collect();
         self.fail_groups(&failed, &EngineError::Step { message: message.to_owned() });
     }
 
@@ -326,6 +378,8 @@ impl<R: StepRunner> Engine<R> {
     }
 
     fn fail_groups(&mut self, failed: &[u64], error: &EngineError) {
+        // Waiting answers of the groups hold no blocks.
+        self.scheduler.forget_waiting(failed);
         let mut kept = Vec::with_capacity(self.scheduler.running.len());
         for sequence in std::mem::take(&mut self.scheduler.running) {
             if failed.contains(&sequence.group) {
@@ -336,12 +390,8 @@ impl<R: StepRunner> Engine<R> {
         }
         self.scheduler.running = kept;
         for id in failed {
-            if let Some(group) = self.scheduler.groups.get(id) {
-                group.send(Event::Failed(error.clone()));
-                // Waiting answers of the group hold no blocks; they are dropped with it.
-                let events = group.events.clone();
-                self.scheduler.remove_waiting(|other| other.events.same_channel(&events));
-                self.close(*id);
+            if let Some(mut group) = self.scheduler.groups.remove(id) {
+                group.send_terminal(Event::Failed(error.clone()));
             }
         }
     }
@@ -354,43 +404,8 @@ impl<R: StepRunner> Engine<R> {
         self.stats.prefix_queries = scheduler.prefix_queries;
         self.stats.prefix_hits = scheduler.prefix_hits;
         self.stats.preemptions = scheduler.preemptions;
-        self.note_first_steps();
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.stats;
     }
-
-    /// Requests that are in the running batch for the first time leave the waiting room.
-    fn note_first_steps(&mut self) {
-        let now = Instant::now();
-        let scheduler = &mut self.scheduler;
-        for sequence in &scheduler.running {
-            if let Some(group) = scheduler.groups.get_mut(&sequence.group)
-                && group.first_step.is_none()
-            {
-                group.first_step = Some(now);
-            }
-        }
-        let queued = scheduler.groups.values().filter(|group| group.first_step.is_none()).count();
-        self.shared.waiting.store(queued, Ordering::SeqCst);
-    }
-}
-
-fn sequence(id: u64, index: u32, group: &Group, constraint: Option<Box<dyn super::Constraint>>) -> Sequence {
-    Sequence {
-        group: id,
-        index,
-        tokens: group.prompt.to_vec(),
-        prompt_len: group.prompt.len(),
-        computed: 0,
-        blocks: Vec::new(),
-        hashes: Vec::new(),
-        constraint,
-        admitted: 0,
-    }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_owned())
 }
 
 #[cfg(test)]

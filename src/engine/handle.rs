@@ -66,8 +66,41 @@ pub enum SubmitError {
 }
 
 pub(super) enum Command {
-    Run(Box<Request>, mpsc::Sender<Event>),
+    Run(Box<Request>, Entry),
     Wake,
+}
+
+/// What comes with a request: its channel, and its places in the engine's counters.
+pub(super) struct Entry {
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) satisfied: Arc<AtomicBool>,
+    pub(super) waiting: Place,
+    pub(super) open: Place,
+}
+
+/// One in a counter of [`Shared`]; dropping it gives it back, wherever the request ends.
+pub(super) struct Place {
+    shared: Arc<Shared>,
+    counter: fn(&Shared) -> &AtomicUsize,
+}
+
+impl Place {
+    /// A place below `limit`, or how many there are.
+    fn take(
+        shared: &Arc<Shared>,
+        counter: fn(&Shared) -> &AtomicUsize,
+        limit: usize,
+    ) -> Result<Place, usize> {
+        let room = |taken: usize| (taken < limit).then_some(taken + 1);
+        counter(shared).fetch_update(Ordering::SeqCst, Ordering::SeqCst, room)?;
+        Ok(Place { shared: shared.clone(), counter })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        (self.counter)(&self.shared).fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Debug)]
@@ -82,6 +115,8 @@ pub(super) struct Shared {
     pub(super) draining: AtomicBool,
     /// End now.
     pub(super) stop: AtomicBool,
+    /// The thread ended.
+    pub(super) dead: AtomicBool,
     pub(super) stats: Mutex<EngineStats>,
 }
 
@@ -108,27 +143,28 @@ impl EngineHandle {
     /// [`SubmitError`], before anything is queued.
     pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
         let shared = &self.shared;
-        if shared.draining.load(Ordering::SeqCst) {
+        if shared.draining.load(Ordering::SeqCst) || !self.is_alive() {
             return Err(SubmitError::Stopped);
         }
         check(&request, &shared.limits)?;
-        let waiting = shared.waiting.fetch_add(1, Ordering::SeqCst);
-        if waiting >= shared.max_waiting {
-            shared.waiting.fetch_sub(1, Ordering::SeqCst);
-            let retry_after = Duration::from_secs((waiting as u64 / 32).clamp(1, 60));
-            return Err(SubmitError::QueueFull { waiting, retry_after });
-        }
-        // Every event that the request can cause fits, so the engine never waits for a slow reader; how much that is
-        // is bounded by the request's own max_tokens.
-        let capacity = request.n as usize * (request.max_tokens as usize + 2) + 3;
-        let (sender, receiver) = mpsc::channel(capacity.min(mpsc_limit()));
-        shared.open.fetch_add(1, Ordering::SeqCst);
-        if self.commands.send(Command::Run(Box::new(request), sender)).is_err() {
-            shared.waiting.fetch_sub(1, Ordering::SeqCst);
-            shared.open.fetch_sub(1, Ordering::SeqCst);
-            return Err(SubmitError::Stopped);
-        }
-        Ok(EventStream { receiver, commands: self.commands.clone() })
+        let waiting =
+            Place::take(shared, |shared| &shared.waiting, shared.max_waiting).map_err(|waiting| {
+                let retry_after = Duration::from_secs((waiting as u64 / 32).clamp(1, 60));
+                SubmitError::QueueFull { waiting, retry_after }
+            })?;
+        let open =
+            Place::take(shared, |shared| &shared.open, usize::MAX).map_err(|_| SubmitError::Stopped)?;
+        let (events, receiver) = mpsc::channel(channel_capacity(&request));
+        let satisfied = Arc::new(AtomicBool::new(false));
+        let entry = Entry { events, satisfied: satisfied.clone(), waiting, open };
+        self.commands.send(Command::Run(Box::new(request), entry)).map_err(|_| SubmitError::Stopped)?;
+        Ok(EventStream { receiver, commands: self.commands.clone(), satisfied })
+    }
+
+    /// Whether the engine's thread runs. False for good once it has ended, by a stop or by a panic.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.shared.dead.load(Ordering::SeqCst)
     }
 
     /// What the engine says about itself.
@@ -158,8 +194,14 @@ impl EngineHandle {
     }
 }
 
-fn mpsc_limit() -> usize {
-    tokio::sync::Semaphore::MAX_PERMITS
+/// Events of one answer that wait for its reader; a reader that is further behind is dropped.
+const EVENTS_AN_ANSWER: usize = 256;
+
+/// Room for what a reader may be behind, never more than the request can cause, and one for the terminal event.
+fn channel_capacity(request: &Request) -> usize {
+    let answers = request.n as usize;
+    let all = answers.saturating_mul(request.max_tokens as usize + 1) + 1;
+    all.min(answers * EVENTS_AN_ANSWER) + 1
 }
 
 fn check(request: &Request, limits: &EngineLimits) -> Result<(), SubmitError> {
@@ -192,9 +234,16 @@ fn check(request: &Request, limits: &EngineLimits) -> Result<(), SubmitError> {
 pub struct EventStream {
     receiver: mpsc::Receiver<Event>,
     commands: std_mpsc::Sender<Command>,
+    satisfied: Arc<AtomicBool>,
 }
 
 impl EventStream {
+    /// Ends the request because its reader has all that it wants (a stop text, say): it counts as stopped, not as
+    /// cancelled.
+    pub fn stop(self) {
+        self.satisfied.store(true, Ordering::Relaxed);
+    }
+
     /// The next event; `None` after the terminal one.
     pub async fn next(&mut self) -> Option<Event> {
         self.receiver.recv().await

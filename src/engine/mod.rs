@@ -23,16 +23,18 @@ mod scheduler;
 mod sequence;
 mod stats;
 mod step;
+mod token_counts;
 
-pub use block_pool::{BlockHash, BlockPool};
+pub use block_pool::{BlockHash, BlockPool, BlockState};
 pub use constraint::{BitMask, Constraint};
 pub use engine_loop::{EngineConfig, EngineThread, start};
 pub use handle::{EngineHandle, EngineLimits, EventStream, SubmitError};
 pub use request::{
-    EngineError, Event, FinishReason, Priority, Request, RequestId, SampledToken, SamplingParams,
-    TokenLogprobs, Usage,
+    EngineError, Event, FinishReason, Priority, Request, RequestId, SampleError, SampledToken,
+    SamplingParams, TokenLogprobs, Usage,
 };
 pub use runner::{ModelRunner, RunnerError, StepRunner};
 pub use sampler::{Sampler, philox_uniform};
 pub use stats::EngineStats;
 pub use step::{SampleSpec, StepOutput, StepPlan, Ticket};
+pub use token_counts::TokenCounts;

@@ -210,6 +210,17 @@ pub enum Event {
     Failed(EngineError),
 }
 
+/// Why logits give no token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SampleError {
+    /// Grammar, bans and bias exclude every token.
+    #[error("every token is excluded")]
+    NothingAllowed,
+    /// The model's logits are not numbers.
+    #[error("the model's logits are not finite")]
+    NotFinite,
+}
+
 /// Why the engine failed on a request or could not start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
@@ -218,6 +229,21 @@ pub enum EngineError {
     Step {
         /// What the runner said.
         message: String,
+    },
+    /// Its grammar panicked; the engine lives on.
+    #[error("the grammar of this request failed: {message}")]
+    Constraint {
+        /// What it said.
+        message: String,
+    },
+    /// No token could be drawn.
+    #[error("no token could be drawn: {0}")]
+    Sample(#[from] SampleError),
+    /// The reader fell too far behind.
+    #[error("the reader of this answer was too slow: it was {behind} events behind")]
+    SlowReader {
+        /// Events that waited for it.
+        behind: usize,
     },
     /// The runner could not be built.
     #[error("the engine could not start: {message}")]

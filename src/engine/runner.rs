@@ -1,7 +1,12 @@
 //! Carrying a step out.
 
-use crate::model::{Decoder, ForwardBatch, KvCache};
+use std::sync::Arc;
 
+use tarn_kernels::Gate;
+
+use crate::model::{Decoder, Exec, ForwardBatch, KvCache};
+
+use super::request::{SampleError, SampledToken, TokenLogprobs};
 use super::sampler::Sampler;
 use super::step::{StepOutput, StepPlan, Ticket};
 
@@ -39,17 +44,37 @@ pub trait StepRunner {
 pub struct ModelRunner {
     decoder: Decoder,
     kv: KvCache,
-    sampler: Sampler,
+    exec: Exec,
+    /// One a worker.
+    samplers: Vec<Sampler>,
     max_model_len: usize,
     rows: Vec<u32>,
     steps: u64,
+    gate: Option<Arc<Gate>>,
+}
+
+/// What a row of logits becomes.
+#[derive(Clone)]
+enum RowResult {
+    Pending,
+    Token(Result<SampledToken, SampleError>),
+    Prompt(TokenLogprobs),
 }
 
 impl ModelRunner {
     /// A runner over `decoder` and its cache; contexts up to `max_model_len`.
     #[must_use]
     pub fn new(decoder: Decoder, kv: KvCache, max_model_len: usize) -> ModelRunner {
-        ModelRunner { decoder, kv, sampler: Sampler::default(), max_model_len, rows: Vec::new(), steps: 0 }
+        let exec = decoder.exec().clone();
+        let samplers = (0..exec.threads()).map(|_| Sampler::default()).collect();
+        ModelRunner { decoder, kv, exec, samplers, max_model_len, rows: Vec::new(), steps: 0, gate: None }
+    }
+
+    /// Holds `gate` in every step that draws a token for somebody who waits, so that bulk work makes way.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Arc<Gate>) -> ModelRunner {
+        self.gate = Some(gate);
+        self
     }
 }
 
@@ -72,6 +97,7 @@ impl StepRunner for ModelRunner {
     }
 
     fn collect(&mut self, plan: &StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
+        let _held = self.gate.as_ref().filter(|_| !plan.samples.is_empty()).map(|gate| gate.hold());
         // Rows for drawn tokens first, then those for the prompt's log probabilities.
         self.rows.clear();
         self.rows.extend(plan.samples.iter().map(|sample| sample.row));
@@ -88,18 +114,25 @@ impl StepRunner for ModelRunner {
             .decoder
             .forward(&batch, &mut self.kv)
             .map_err(|error| RunnerError { message: error.to_string() })?;
-        let samples = plan
-            .samples
-            .iter()
-            .enumerate()
-            .map(|(at, sample)| self.sampler.sample(logits.row(at), sample))
-            .collect();
-        let prompt_logprobs = plan
-            .prompt_logprobs
-            .iter()
-            .enumerate()
-            .map(|(at, (_, id, n))| self.sampler.logprobs(logits.row(plan.samples.len() + at), *id, *n))
-            .collect();
-        Ok(StepOutput { samples, prompt_logprobs })
+        // A row depends on nothing but itself, so workers may take rows in any order.
+        let mut rows = vec![RowResult::Pending; self.rows.len()];
+        self.exec.each_with(&mut self.samplers, &mut rows, &|sampler, at, result| {
+            *result = match plan.samples.get(at) {
+                Some(sample) => RowResult::Token(sampler.sample(logits.row(at), sample)),
+                None => {
+                    let (_, id, n) = plan.prompt_logprobs[at - plan.samples.len()];
+                    RowResult::Prompt(sampler.logprobs(logits.row(at), id, n))
+                }
+            };
+        });
+        let mut output = StepOutput::default();
+        for row in rows {
+            match row {
+                RowResult::Token(token) => output.samples.push(token),
+                RowResult::Prompt(logprobs) => output.prompt_logprobs.push(logprobs),
+                RowResult::Pending => {}
+            }
+        }
+        Ok(output)
     }
 }

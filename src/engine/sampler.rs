@@ -5,7 +5,9 @@
 //! request's seed with the position as counter: they depend on nothing else, so a seed gives the same tokens in any
 //! batch, after any preemption, on any device.
 
-use super::request::{SampledToken, TokenLogprobs};
+use tarn_kernels::{Exec, SOFTMAX_BLOCK, SoftmaxStats, argmax, softmax_stats, softmax_weight};
+
+use super::request::{SampleError, SampledToken, TokenLogprobs};
 use super::step::SampleSpec;
 
 /// A uniform number in `[0, 1)` for `(seed, position)`: Philox4x32-10 (Salmon et al. 2011), 24 bits of its first word.
@@ -26,145 +28,174 @@ pub fn philox_uniform(seed: u64, position: u64) -> f32 {
     (counter[0] >> 8) as f32 / (1_u32 << 24) as f32
 }
 
-/// Draws tokens; holds scratch for one vocabulary.
-#[derive(Debug, Default)]
+/// Draws tokens; holds scratch for one row at a time, so that each worker has its own.
+#[derive(Debug)]
 pub struct Sampler {
+    exec: Exec,
     logits: Vec<f32>,
     candidates: Vec<(f32, u32)>,
-    counts: std::collections::HashMap<u32, u32>,
+    /// Softmax sums of the blocks of a row.
+    sums: Vec<f32>,
 }
+
+impl Default for Sampler {
+    fn default() -> Sampler {
+        Sampler { exec: Exec::simd(1), logits: Vec::new(), candidates: Vec::new(), sums: Vec::new() }
+    }
+}
+
+/// Below this temperature the likeliest token is taken: dividing by less overflows.
+const GREEDY_BELOW: f32 = 1e-5;
+
+/// Steps below the maximum, in units of the temperature, at which candidates are looked for before all are taken.
+const LADDER: [f32; 3] = [4.0, 10.0, 20.0];
 
 impl Sampler {
     /// The token for `spec` from the model's `logits` `[vocab]`.
-    pub fn sample(&mut self, logits: &[f32], spec: &SampleSpec) -> SampledToken {
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
-        self.adjust(spec);
-        let id = if spec.params.temperature <= 0.0 { argmax(&self.logits) } else { self.draw(spec) };
-        match spec.params.logprobs {
+    ///
+    /// # Errors
+    /// [`SampleError`] when no token can be drawn.
+    pub fn sample(&mut self, logits: &[f32], spec: &SampleSpec) -> Result<SampledToken, SampleError> {
+        // The row is copied only where something changes it.
+        let mut own = std::mem::take(&mut self.logits);
+        let id = if adjusts(spec) {
+            own.clear();
+            own.extend_from_slice(logits);
+            adjust(&mut own, spec);
+            self.choose(&own, spec)
+        } else {
+            self.choose(logits, spec)
+        };
+        self.logits = own;
+        let id = id?;
+        Ok(match spec.params.logprobs {
             None => SampledToken { id, logprob: None, top: Vec::new() },
             Some(n) => {
                 let TokenLogprobs { logprob, top } = self.logprobs(logits, id, n);
                 SampledToken { id, logprob: Some(logprob), top }
             }
-        }
+        })
     }
 
     /// The log probability of `id` and the `n` likeliest tokens under `logits`.
     pub fn logprobs(&mut self, logits: &[f32], id: u32, n: u8) -> TokenLogprobs {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let total: f64 = logits.iter().map(|x| f64::from((x - largest).exp())).sum();
-        let log_total = f64::from(largest) + total.ln();
+        let stats = self.stats(logits, 1.0);
+        let log_total = f64::from(stats.max) + stats.sum.ln();
         let logprob = |x: f32| (f64::from(x) - log_total) as f32;
         self.candidates.clear();
-        if n > 0 {
-            self.candidates.extend(logits.iter().copied().zip(0..));
+        if n > 0 && stats.max.is_finite() {
+            self.gather(logits, stats.max, 1.0, |found| found.len() >= usize::from(n));
             keep_best(&mut self.candidates, usize::from(n));
         }
         let top = self.candidates.iter().map(|(x, id)| (*id, logprob(*x))).collect();
         TokenLogprobs { logprob: logits.get(id as usize).map_or(f32::NEG_INFINITY, |x| logprob(*x)), top }
     }
 
-    fn adjust(&mut self, spec: &SampleSpec) {
-        let logits = &mut self.logits;
-        if let Some(mask) = &spec.mask {
-            for (id, logit) in logits.iter_mut().enumerate() {
-                if !mask.allows(id as u32) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
-        }
-        for id in spec.banned.iter() {
-            if let Some(logit) = logits.get_mut(*id as usize) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
-        for (id, bias) in &spec.params.logit_bias {
-            if let Some(logit) = logits.get_mut(*id as usize) {
-                *logit += bias;
-            }
-        }
-        let Some((prompt, output)) = &spec.history else { return };
-        let params = &spec.params;
-        self.counts.clear();
-        for id in output {
-            *self.counts.entry(*id).or_insert(0) += 1;
-        }
-        if params.repetition_penalty != 1.0 {
-            let mut seen: Vec<u32> = prompt.iter().chain(output).copied().collect();
-            seen.sort_unstable();
-            seen.dedup();
-            for id in seen {
-                if let Some(logit) = logits.get_mut(id as usize) {
-                    *logit = if *logit > 0.0 {
-                        *logit / params.repetition_penalty
-                    } else {
-                        *logit * params.repetition_penalty
-                    };
-                }
-            }
-        }
-        for (id, count) in &self.counts {
-            if let Some(logit) = logits.get_mut(*id as usize) {
-                *logit -= params.frequency_penalty * *count as f32 + params.presence_penalty;
-            }
-        }
+    fn stats(&mut self, logits: &[f32], inverse: f32) -> SoftmaxStats {
+        self.sums.clear();
+        self.sums.resize(logits.len().div_ceil(SOFTMAX_BLOCK), 0.0);
+        // The shapes agree by the line above; a row that they did not fit would be refused as not finite.
+        softmax_stats(&self.exec, logits, inverse, &mut self.sums)
+            .unwrap_or(SoftmaxStats { max: f32::NAN, sum: f64::NAN })
     }
 
-    fn draw(&mut self, spec: &SampleSpec) -> u32 {
-        let params = &spec.params;
-        let uniform = philox_uniform(spec.seed, u64::from(spec.position));
-        let inverse = 1.0 / params.temperature;
-        let largest = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if !largest.is_finite() {
-            return argmax(&self.logits);
+    fn choose(&mut self, logits: &[f32], spec: &SampleSpec) -> Result<u32, SampleError> {
+        if spec.params.temperature < GREEDY_BELOW {
+            let (id, max) = argmax(&self.exec, logits).ok_or(SampleError::NotFinite)?;
+            return check(max).map(|()| id);
         }
-        let weight = |logit: f32| ((logit - largest) * inverse).exp();
-        let truncates = params.top_k.is_some() || params.top_p < 1.0 || params.min_p > 0.0;
-        if !truncates {
-            let total: f64 = self.logits.iter().map(|x| f64::from(weight(*x))).sum();
-            let mut left = f64::from(uniform) * total;
-            let mut last = 0;
-            for (id, logit) in self.logits.iter().enumerate() {
-                let w = f64::from(weight(*logit));
+        self.draw(logits, spec)
+    }
+
+    fn draw(&mut self, logits: &[f32], spec: &SampleSpec) -> Result<u32, SampleError> {
+        let params = &spec.params;
+        let uniform = f64::from(philox_uniform(spec.seed, u64::from(spec.position)));
+        let inverse = 1.0 / params.temperature;
+        let stats = self.stats(logits, inverse);
+        check(stats.max)?;
+        let weight = |logit: f32| f64::from(softmax_weight(logit, stats.max, inverse));
+        let top_k = params.top_k.map(|k| (k as usize).max(1));
+        if top_k.is_none() && params.top_p >= 1.0 && params.min_p <= 0.0 {
+            return Ok(self.draw_from_all(logits, uniform * stats.sum, weight));
+        }
+        let top_p = f64::from(params.top_p);
+        let enough = |found: &[(f32, u32)]| {
+            if let Some(k) = top_k {
+                return found.len() >= k;
+            }
+            let least = found.iter().map(|(x, _)| *x).fold(f32::INFINITY, f32::min);
+            (params.min_p > 0.0 && weight(least) < f64::from(params.min_p))
+                || (params.min_p <= 0.0
+                    && found.iter().map(|(x, _)| weight(*x)).sum::<f64>() >= top_p * stats.sum * 1.001)
+        };
+        self.gather(logits, stats.max, params.temperature, enough);
+        if let Some(k) = top_k {
+            keep_best(&mut self.candidates, k);
+        }
+        if params.min_p > 0.0 {
+            self.candidates.retain(|(x, _)| weight(*x) >= f64::from(params.min_p));
+        }
+        let whole = top_k.is_none() && params.min_p <= 0.0;
+        let total = if whole { stats.sum } else { self.candidates.iter().map(|(x, _)| weight(*x)).sum() };
+        if params.top_p < 1.0 {
+            self.nucleus(top_p * total, weight);
+        } else if top_k.is_none() {
+            self.candidates.sort_unstable_by(best_first);
+        }
+        let total: f64 = self.candidates.iter().map(|(x, _)| weight(*x)).sum();
+        let mut left = uniform * total;
+        for (x, id) in &self.candidates {
+            let w = weight(*x);
+            if left < w {
+                return Ok(*id);
+            }
+            left -= w;
+        }
+        self.candidates.last().map(|(_, id)| *id).ok_or(SampleError::NothingAllowed)
+    }
+
+    /// The token in whose share of the whole `left` falls: first the block by the sums, then the token in it.
+    fn draw_from_all(&self, logits: &[f32], mut left: f64, weight: impl Fn(f32) -> f64) -> u32 {
+        let mut last = None;
+        for (block, sum) in self.sums.iter().map(|sum| f64::from(*sum)).enumerate() {
+            if left >= sum {
+                left -= sum;
+                continue;
+            }
+            let from = block * SOFTMAX_BLOCK;
+            for (id, logit) in (from..).zip(logits[from..].iter().take(SOFTMAX_BLOCK)) {
+                let w = weight(*logit);
                 if w > 0.0 {
-                    last = id as u32;
+                    last = Some(id as u32);
                     if left < w {
-                        break;
+                        return id as u32;
                     }
                     left -= w;
                 }
             }
-            return last;
+            break;
         }
-        self.candidates.clear();
-        self.candidates.extend(self.logits.iter().copied().zip(0..).filter(|(x, _)| *x > f32::NEG_INFINITY));
-        if let Some(k) = params.top_k {
-            keep_best(&mut self.candidates, (k as usize).max(1));
-        }
-        if params.min_p > 0.0 {
-            self.candidates.retain(|(x, _)| weight(*x) >= params.min_p);
-        }
-        if params.top_p < 1.0 {
-            self.nucleus(params.top_p, weight);
-        } else if params.top_k.is_none() {
-            self.candidates.sort_unstable_by(best_first);
-        }
-        let total: f64 = self.candidates.iter().map(|(x, _)| f64::from(weight(*x))).sum();
-        let mut left = f64::from(uniform) * total;
-        for (x, id) in &self.candidates {
-            let w = f64::from(weight(*x));
-            if left < w {
-                return *id;
-            }
-            left -= w;
-        }
-        self.candidates.last().map_or_else(|| argmax(&self.logits), |(_, id)| *id)
+        // Rounding pushed it past the block's last share, or past the last block.
+        last.or_else(|| argmax(&self.exec, logits).map(|(id, _)| id)).unwrap_or(0)
     }
 
-    /// Cuts the candidates to the smallest best-first prefix with probability `top_p`. Sorts only as many as that takes.
-    fn nucleus(&mut self, top_p: f32, weight: impl Fn(f32) -> f32) {
-        let total: f64 = self.candidates.iter().map(|(x, _)| f64::from(weight(*x))).sum();
+    /// Candidates for truncation: all logits within the first step of the ladder that has `enough`, else all that
+    /// are possible. Whatever is left out is less likely than everything that is in.
+    fn gather(&mut self, logits: &[f32], max: f32, temperature: f32, enough: impl Fn(&[(f32, u32)]) -> bool) {
+        for step in LADDER {
+            let bound = max - step * temperature;
+            self.candidates.clear();
+            self.candidates.extend(logits.iter().copied().zip(0..).filter(|(x, _)| *x >= bound));
+            if enough(&self.candidates) {
+                return;
+            }
+        }
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().copied().zip(0..).filter(|(x, _)| *x > f32::NEG_INFINITY));
+    }
+
+    /// Cuts the candidates to the smallest best-first prefix that weighs `wanted`. Sorts only as many as that takes.
+    fn nucleus(&mut self, wanted: f64, weight: impl Fn(f32) -> f64) {
         let mut sorted = 256.min(self.candidates.len());
         loop {
             if sorted < self.candidates.len() {
@@ -173,8 +204,8 @@ impl Sampler {
             self.candidates[..sorted].sort_unstable_by(best_first);
             let mut sum = 0.0;
             for at in 0..sorted {
-                sum += f64::from(weight(self.candidates[at].0));
-                if sum >= f64::from(top_p) * total {
+                sum += weight(self.candidates[at].0);
+                if sum >= wanted {
                     self.candidates.truncate(at + 1);
                     return;
                 }
@@ -183,6 +214,72 @@ impl Sampler {
                 return;
             }
             sorted = (sorted * 8).min(self.candidates.len());
+        }
+    }
+}
+
+/// Whether `max` is the maximum of logits that a token can be drawn from.
+fn check(max: f32) -> Result<(), SampleError> {
+    if max == f32::NEG_INFINITY {
+        return Err(SampleError::NothingAllowed);
+    }
+    if max.is_finite() { Ok(()) } else { Err(SampleError::NotFinite) }
+}
+
+/// Whether anything but the model decides the logits.
+fn adjusts(spec: &SampleSpec) -> bool {
+    spec.mask.is_some()
+        || spec.banned.is_some()
+        || spec.history.is_some()
+        || !spec.params.logit_bias.is_empty()
+}
+
+fn adjust(logits: &mut [f32], spec: &SampleSpec) {
+    if let Some(mask) = &spec.mask {
+        apply_mask(logits, mask.words());
+    }
+    for id in spec.banned.iter().flat_map(|banned| banned.iter()) {
+        if let Some(logit) = logits.get_mut(*id as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+    for (id, bias) in &spec.params.logit_bias {
+        if let Some(logit) = logits.get_mut(*id as usize) {
+            *logit += bias;
+        }
+    }
+    let Some(history) = &spec.history else { return };
+    let params = &spec.params;
+    for (id, count) in history.iter() {
+        let Some(logit) = logits.get_mut(id as usize) else { continue };
+        if params.repetition_penalty != 1.0 {
+            *logit = if *logit > 0.0 {
+                *logit / params.repetition_penalty
+            } else {
+                *logit * params.repetition_penalty
+            };
+        }
+        if count > 0 {
+            *logit -= params.frequency_penalty * count as f32 + params.presence_penalty;
+        }
+    }
+}
+
+/// Makes impossible what has no bit, a word of 64 tokens at a time.
+fn apply_mask(logits: &mut [f32], words: &[u64]) {
+    let covered = (words.len() * 64).min(logits.len());
+    logits[covered..].fill(f32::NEG_INFINITY);
+    for (logits, word) in logits.chunks_mut(64).zip(words) {
+        match *word {
+            u64::MAX => {}
+            0 => logits.fill(f32::NEG_INFINITY),
+            word => {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = f32::NEG_INFINITY;
+                    }
+                }
+            }
         }
     }
 }
@@ -200,23 +297,12 @@ fn keep_best(candidates: &mut Vec<(f32, u32)>, n: usize) {
     candidates.sort_unstable_by(best_first);
 }
 
-/// The largest logit's id, the lowest on ties.
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
-        }
-    }
-    best as u32
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::engine::SamplingParams;
+    use crate::engine::{BitMask, SamplingParams, TokenCounts};
 
     fn spec(params: SamplingParams, seed: u64, position: u32) -> SampleSpec {
         SampleSpec {
@@ -225,7 +311,7 @@ mod tests {
             seed,
             position,
             history: None,
-            banned: Arc::from([]),
+            banned: None,
             mask: None,
         }
     }
@@ -234,8 +320,8 @@ mod tests {
         let mut sampler = Sampler::default();
         let mut counts = vec![0.0; logits.len()];
         for position in 0..draws {
-            counts[sampler.sample(logits, &spec(params.clone(), 42, position)).id as usize] +=
-                1.0 / f64::from(draws);
+            let token = sampler.sample(logits, &spec(params.clone(), 42, position)).expect("draws");
+            counts[token.id as usize] += 1.0 / f64::from(draws);
         }
         counts
     }
@@ -286,9 +372,11 @@ mod tests {
         };
         let mut sampler = Sampler::default();
         let mut spec = spec(params, 0, 0);
-        spec.history = Some((Arc::from([0, 1]), vec![1, 1, 2]));
-        spec.banned = Arc::from([3]);
-        sampler.sample(&[4.0, -1.0, 2.0, 9.0, 0.0], &spec);
+        let mut counts = TokenCounts::of_prompt(&[0, 1]);
+        [1, 1, 2].iter().for_each(|id| counts.push(*id));
+        spec.history = Some(Arc::new(counts));
+        spec.banned = Some(Arc::from([3]));
+        sampler.sample(&[4.0, -1.0, 2.0, 9.0, 0.0], &spec).expect("draws");
         assert_eq!(sampler.logits, [2.0, -2.0 - 0.5 - 0.5, 1.0 - 0.25 - 0.5, f32::NEG_INFINITY, 3.0]);
     }
 
@@ -296,10 +384,91 @@ mod tests {
     fn log_probabilities_are_the_models_own() {
         let mut sampler = Sampler::default();
         let params = SamplingParams { temperature: 0.0, logprobs: Some(2), ..SamplingParams::default() };
-        let token = sampler.sample(&[1.0, 3.0, 2.0], &spec(params, 0, 0));
+        let token = sampler.sample(&[1.0, 3.0, 2.0], &spec(params, 0, 0)).expect("draws");
         let total: f32 = [1.0_f32, 3.0, 2.0].iter().map(|x| x.exp()).sum();
         assert_eq!(token.id, 1);
         assert!((token.logprob.expect("asked") - (3.0 - total.ln())).abs() < 1e-6);
         assert_eq!(token.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn logits_without_a_possible_token_are_an_error_and_not_token_zero() {
+        let mut sampler = Sampler::default();
+        for temperature in [0.0, 1.0] {
+            let params = SamplingParams { temperature, ..SamplingParams::default() };
+            let mut nothing = spec(params.clone(), 1, 1);
+            nothing.mask = Some(BitMask::none(3));
+            assert_eq!(sampler.sample(&[1.0, 2.0, 3.0], &nothing), Err(SampleError::NothingAllowed));
+            for bad in [f32::NAN, f32::INFINITY] {
+                let found = sampler.sample(&[1.0, bad, 3.0], &spec(params.clone(), 1, 1));
+                assert_eq!(found, Err(SampleError::NotFinite));
+            }
+        }
+    }
+
+    #[test]
+    fn a_temperature_near_zero_is_greedy() {
+        let mut sampler = Sampler::default();
+        let logits: Vec<f32> = (0..5000).map(|at| (at * 37 % 5000) as f32 * 1e-3).collect();
+        for temperature in [1e-6, 1e-38, f32::MIN_POSITIVE / 4.0] {
+            let params = SamplingParams { temperature, ..SamplingParams::default() };
+            let token = sampler.sample(&logits, &spec(params, 3, 9)).expect("draws");
+            assert_eq!(logits[token.id as usize], 4.999);
+        }
+    }
+
+    #[test]
+    fn a_mask_decides_word_by_word_what_is_possible() {
+        let mut mask = BitMask::none(200);
+        (0..64).chain([70, 199]).for_each(|id| mask.allow(id));
+        let mut logits = vec![1.0; 300];
+        apply_mask(&mut logits, mask.words());
+        let open: Vec<u32> = (0..300).filter(|id| logits[*id as usize] == 1.0).collect();
+        assert_eq!(open, (0..64).chain([70, 199]).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn candidates_that_are_gathered_step_by_step_give_what_all_of_them_give() {
+        // A flat tail makes the first steps of the ladder too few for a large top-p, a peak makes them enough.
+        let logits: Vec<f32> =
+            (0..3000).map(|at| if at % 500 == 0 { 9.0 } else { -((at * 7 % 97) as f32) * 0.1 }).collect();
+        let mut sampler = Sampler::default();
+        for (top_p, top_k, min_p) in
+            [(0.5, None, 0.0), (0.999, None, 0.0), (1.0, Some(700), 0.0), (0.9, None, 1e-4)]
+        {
+            let params = SamplingParams { top_p, top_k, min_p, ..SamplingParams::default() };
+            for position in 0..50 {
+                let one = spec(params.clone(), 5, position);
+                let found = sampler.sample(&logits, &one).expect("draws");
+                assert_eq!(found.id, plain_draw(&logits, &one), "{params:?}");
+            }
+        }
+    }
+
+    /// Truncation and draw over the whole sorted vocabulary.
+    fn plain_draw(logits: &[f32], spec: &SampleSpec) -> u32 {
+        let params = &spec.params;
+        let mut all: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+        all.sort_by(best_first);
+        let weight = |x: f32| f64::from(softmax_weight(x, all[0].0, 1.0 / params.temperature));
+        let mut kept: Vec<(f64, u32)> = all.iter().map(|(x, id)| (weight(*x), *id)).collect();
+        kept.truncate(params.top_k.map_or(usize::MAX, |k| k as usize));
+        kept.retain(|(w, _)| *w >= f64::from(params.min_p));
+        let total: f64 = kept.iter().map(|(w, _)| w).sum();
+        let mut sum = 0.0;
+        let cut = kept.iter().position(|(w, _)| {
+            sum += w;
+            sum >= f64::from(params.top_p) * total
+        });
+        kept.truncate(cut.map_or(usize::MAX, |cut| cut + 1));
+        let total: f64 = kept.iter().map(|(w, _)| w).sum();
+        let mut left = f64::from(philox_uniform(spec.seed, u64::from(spec.position))) * total;
+        for (w, id) in &kept {
+            if left < *w {
+                return *id;
+            }
+            left -= w;
+        }
+        kept.last().expect("some").1
     }
 }

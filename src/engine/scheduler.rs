@@ -8,15 +8,16 @@
 //!   recomputed (its full blocks stay in the prefix cache while they can).
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::{KvSpec, SeqSpan};
 
-use super::block_pool::BlockPool;
+use super::block_pool::{BlockPool, BlockState};
 use super::constraint::BitMask;
 use super::handle::EngineLimits;
-use super::request::{Priority, SampledToken};
+use super::request::{EngineError, Priority};
 use super::sequence::{Group, Sequence};
 use super::step::{SampleSpec, StepPlan};
 
@@ -48,8 +49,31 @@ pub(super) struct Scheduler {
     pub(super) preemptions: u64,
     pub(super) prefix_queries: u64,
     pub(super) prefix_hits: u64,
-    /// Sequences of the planned step: index into `running` and tokens each.
-    pub(super) planned: Vec<(usize, usize)>,
+    /// Sequences of the planned step.
+    pub(super) planned: Vec<Planned>,
+    /// Groups whose grammar failed while the step was planned: they are not in it.
+    pub(super) failed: Vec<(u64, EngineError)>,
+}
+
+/// A sequence's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planned {
+    /// Index into `running`.
+    pub(super) at: usize,
+    pub(super) tokens: usize,
+    /// Rows of the plan's prompt log probabilities that are its own.
+    pub(super) logprob_rows: usize,
+}
+
+/// What the head of the queues takes from the pool when it is admitted.
+struct Admission {
+    customer: Arc<str>,
+    at: usize,
+    /// Blocks of its prefix that the pool has.
+    known: usize,
+    /// Blocks to allocate.
+    fresh: usize,
+    tokens: usize,
 }
 
 impl Scheduler {
@@ -66,6 +90,7 @@ impl Scheduler {
             prefix_queries: 0,
             prefix_hits: 0,
             planned: Vec::new(),
+            failed: Vec::new(),
         }
     }
 
@@ -101,20 +126,25 @@ impl Scheduler {
     }
 
     /// Removes the waiting sequences that `ends` says so of.
-    pub(super) fn remove_waiting(&mut self, mut ends: impl FnMut(&Group) -> bool) -> Vec<Sequence> {
+    pub(super) fn remove_waiting(&mut self, ends: impl Fn(&Group) -> bool) -> Vec<Sequence> {
+        let Scheduler { queues, groups, .. } = self;
         let mut removed = Vec::new();
-        for queue in self.queues.values_mut() {
-            let kept = VecDeque::with_capacity(queue.len());
-            for sequence in std::mem::replace(queue, kept) {
-                if ends(&self.groups[&sequence.group]) {
-                    removed.push(sequence)
-                } else {
-                    queue.push_back(sequence)
-                }
+        for queue in queues.values_mut() {
+            if queue.iter().any(|sequence| ends(&groups[&sequence.group])) {
+                let all = std::mem::take(queue).into_iter();
+                let (gone, kept): (VecDeque<_>, _) = all.partition(|sequence| ends(&groups[&sequence.group]));
+                *queue = kept;
+                removed.extend(gone);
             }
         }
-        self.queues.retain(|_, queue| !queue.is_empty());
+        queues.retain(|_, queue| !queue.is_empty());
         removed
+    }
+
+    /// Drops the waiting sequences of these groups.
+    pub(super) fn forget_waiting(&mut self, ended: &[u64]) {
+        self.queues.values_mut().for_each(|queue| queue.retain(|sequence| !ended.contains(&sequence.group)));
+        self.queues.retain(|_, queue| !queue.is_empty());
     }
 
     /// Takes a running sequence out and frees its blocks.
@@ -128,7 +158,7 @@ impl Scheduler {
         for block in sequence.blocks.drain(..).rev() {
             self.pool.release(block);
         }
-        sequence.hashes.clear();
+        sequence.published = 0;
         sequence.computed = 0;
     }
 
@@ -144,31 +174,20 @@ impl Scheduler {
             let tokens = self.running[at].pending().min(budget);
             let blocks = (self.running[at].computed + tokens).div_ceil(BLOCK);
             if self.grow(at, blocks) {
-                self.planned.push((at, tokens));
+                self.planned.push(Planned { at, tokens, logprob_rows: 0 });
                 budget -= tokens;
                 at += 1;
             }
             // Else the sequence itself was preempted and another stands at `at`.
         }
         while budget > 0 && self.running.len() < self.config.max_num_seqs {
-            let Some(sequence) = self.next_waiting() else { break };
-            let tokens = sequence.pending().min(budget);
-            let blocks = (sequence.computed + tokens).div_ceil(BLOCK);
-            let needed = blocks.saturating_sub(sequence.blocks.len());
-            if self.pool.available() < needed {
-                self.put_back(sequence);
-                break;
-            }
-            self.running.push(sequence);
-            let at = self.running.len() - 1;
-            if self.grow(at, blocks) {
-                self.planned.push((at, tokens));
-                budget -= tokens;
-            }
+            let Some(admission) = self.next_admission(budget) else { break };
+            budget -= admission.tokens;
+            self.admit(&admission);
         }
         for planned in 0..self.planned.len() {
-            let (at, tokens) = self.planned[planned];
-            self.add_to_plan(plan, at, tokens);
+            let Planned { at, tokens, .. } = self.planned[planned];
+            self.planned[planned].logprob_rows = self.add_to_plan(plan, at, tokens);
         }
     }
 
@@ -181,14 +200,14 @@ impl Scheduler {
                 continue;
             }
             // Only sequences that are not in this plan yet can go; the youngest of them does.
-            let planned = |index: usize| self.planned.iter().any(|(planned, _)| *planned == index);
+            let planned = |index: usize| self.planned.iter().any(|planned| planned.at == index);
             let victim = (0..self.running.len())
                 .filter(|index| !planned(*index))
                 .max_by_key(|index| self.running[*index].admitted)
                 .unwrap_or(at);
             let mut sequence = self.running.remove(victim);
             debug_assert!(
-                self.planned.iter().all(|(index, _)| *index < victim),
+                self.planned.iter().all(|planned| planned.at < victim),
                 "planned sequences stand in front"
             );
             self.free(&mut sequence);
@@ -207,8 +226,8 @@ impl Scheduler {
         self.queues.entry(customer).or_default().push_front(sequence);
     }
 
-    /// The waiting sequence whose turn it is, with the blocks that the prefix cache has for it.
-    fn next_waiting(&mut self) -> Option<Sequence> {
+    /// The customer whose turn it is, and which of its waiting sequences.
+    fn next_turn(&self) -> Option<(Arc<str>, usize)> {
         let now = Instant::now();
         let turn = |queue: &VecDeque<Sequence>| {
             queue
@@ -222,52 +241,66 @@ impl Scheduler {
                 })
                 .min()
         };
-        let (customer, at) = self
-            .queues
+        self.queues
             .iter()
             .filter_map(|(customer, queue)| turn(queue).map(|(behind, at)| (behind, customer, at)))
             .min_by_key(|(behind, customer, _)| {
                 (*behind, self.served.get(*customer).copied().unwrap_or(0), (*customer).clone())
             })
-            .map(|(_, customer, at)| (customer.clone(), at))?;
-        let queue = self.queues.get_mut(&customer)?;
-        let mut sequence = queue.remove(at)?;
-        if queue.is_empty() {
-            self.queues.remove(&customer);
+            .map(|(_, customer, at)| (customer.clone(), at))
+    }
+
+    /// What the waiting sequence whose turn it is would take; `None` when nothing waits or the pool has no room for
+    /// it. Takes nothing yet: a head of the queue that does not fit is asked again every step.
+    fn next_admission(&mut self, budget: usize) -> Option<Admission> {
+        let (customer, at) = self.next_turn()?;
+        let sequence = self.queues.get_mut(&customer)?.get_mut(at)?;
+        let group = &self.groups[&sequence.group];
+        let (mut known, mut cached) = (0, 0);
+        // Log probabilities of the prompt need every position computed, once.
+        if self.config.prefix_cache && (group.params.prompt_logprobs.is_none() || group.prompt_sent) {
+            // At least one token is left to compute, for its logits.
+            let usable = (sequence.tokens.len() - 1) / BLOCK;
+            sequence.hash_blocks(group.root, usable);
+            for state in sequence.hashes[..usable].iter().map_while(|hash| self.pool.find(hash)) {
+                known += 1;
+                cached += usize::from(state == BlockState::Cached);
+            }
         }
+        let computed = known * BLOCK;
+        let tokens = (sequence.tokens.len() - computed).min(budget);
+        let fresh = (computed + tokens).div_ceil(BLOCK) - known;
+        (self.pool.available() >= fresh + cached).then_some(Admission { customer, at, known, fresh, tokens })
+    }
+
+    /// Moves a waiting sequence to the running ones and plans its first tokens.
+    fn admit(&mut self, admission: &Admission) {
+        let Some(queue) = self.queues.get_mut(&admission.customer) else { return };
+        let Some(mut sequence) = queue.remove(admission.at) else { return };
+        if queue.is_empty() {
+            self.queues.remove(&admission.customer);
+        }
+        let known = sequence.hashes[..admission.known].iter().map_while(|hash| self.pool.acquire(hash));
+        sequence.blocks.extend(known);
+        sequence.blocks.extend((0..admission.fresh).map_while(|_| self.pool.allocate()));
+        debug_assert_eq!(sequence.blocks.len(), admission.known + admission.fresh, "the room was checked");
+        sequence.published = admission.known;
+        sequence.computed = admission.known * BLOCK;
         self.admissions += 1;
         sequence.admitted = self.admissions;
-        self.reuse_prefix(&mut sequence);
-        Some(sequence)
+        if let Some(group) = self.groups.get_mut(&sequence.group) {
+            if self.config.prefix_cache && (group.params.prompt_logprobs.is_none() || group.prompt_sent) {
+                self.prefix_queries += sequence.tokens.len() as u64;
+                self.prefix_hits += sequence.computed as u64;
+            }
+            group.admit(Instant::now(), sequence.computed);
+        }
+        self.planned.push(Planned { at: self.running.len(), tokens: admission.tokens, logprob_rows: 0 });
+        self.running.push(sequence);
     }
 
-    /// Takes the blocks of the longest known prefix; at least one token is left to compute, for its logits.
-    fn reuse_prefix(&mut self, sequence: &mut Sequence) {
-        let group = &self.groups[&sequence.group];
-        // Log probabilities of the prompt need every position computed.
-        if !self.config.prefix_cache || group.params.prompt_logprobs.is_some() {
-            return;
-        }
-        let mut parent = group.root;
-        let usable = (sequence.tokens.len() - 1) / BLOCK;
-        self.prefix_queries += sequence.tokens.len() as u64;
-        for tokens in sequence.tokens.chunks_exact(BLOCK).take(usable) {
-            let hash = parent.child(tokens);
-            let Some(block) = self.pool.acquire(&hash) else { break };
-            sequence.blocks.push(block);
-            sequence.hashes.push(hash);
-            parent = hash;
-        }
-        sequence.computed = sequence.blocks.len() * BLOCK;
-        self.prefix_hits += sequence.computed as u64;
-        if let Some(group) = self.groups.get_mut(&sequence.group)
-            && group.first_step.is_none()
-        {
-            group.cached_tokens = sequence.computed as u32;
-        }
-    }
-
-    fn add_to_plan(&mut self, plan: &mut StepPlan, at: usize, tokens: usize) {
+    /// Adds running sequence `at`; returns how many rows of prompt log probabilities it asked for.
+    fn add_to_plan(&mut self, plan: &mut StepPlan, at: usize, tokens: usize) -> usize {
         let sequence = &mut self.running[at];
         let group = &self.groups[&sequence.group];
         let start = plan.input_ids.len() as u32;
@@ -285,7 +318,8 @@ impl Scheduler {
             plan.slot_mapping
                 .push(sequence.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32);
         }
-        if let Some(top) = group.params.prompt_logprobs {
+        let rows_before = plan.prompt_logprobs.len();
+        if let Some(top) = group.params.prompt_logprobs.filter(|_| !group.prompt_sent) {
             let wanted = from..to.min(sequence.prompt_len.saturating_sub(1));
             for position in wanted.filter(|position| position + 1 > group.prompt_logprobs.len()) {
                 let row = start + (position - from) as u32;
@@ -293,43 +327,44 @@ impl Scheduler {
             }
         }
         if to == sequence.tokens.len() && group.max_tokens > 0 {
-            let mask = sequence.constraint.as_mut().map(|constraint| {
-                let mut mask = BitMask::none(self.config.limits.vocab_size as usize);
-                constraint.fill(&mut mask);
-                mask
-            });
+            let mask = match fill_mask(sequence, self.config.limits.vocab_size) {
+                Ok(mask) => mask,
+                Err(message) => {
+                    // Its tokens stay in the step, unused; the others of the plan are not touched.
+                    self.failed.push((sequence.group, EngineError::Constraint { message }));
+                    None
+                }
+            };
             let early = (sequence.tokens.len() - sequence.prompt_len) < group.min_tokens as usize;
             plan.samples.push(SampleSpec {
                 row: plan.input_ids.len() as u32 - 1,
                 params: group.params.clone(),
                 seed: group.seed.wrapping_add(u64::from(sequence.index)),
                 position: sequence.tokens.len() as u32,
-                history: group
-                    .params
-                    .has_penalties()
-                    .then(|| (group.prompt.clone(), sequence.output().to_vec())),
-                banned: if early { group.stop.clone() } else { Arc::from([]) },
+                history: sequence.counts.clone(),
+                banned: early.then(|| group.stop.clone()),
                 mask,
             });
         }
+        plan.prompt_logprobs.len() - rows_before
     }
 
     /// Takes over what a step computed: positions, full blocks, served tokens. Returns which running sequences drew a
     /// token, in the order of the plan's samples.
-    pub(super) fn computed(&mut self) -> Vec<usize> {
+    pub(super) fn computed(&mut self, planned: &[Planned]) -> Vec<usize> {
         let mut drew = Vec::new();
-        for (at, tokens) in std::mem::take(&mut self.planned) {
+        for &Planned { at, tokens, .. } in planned {
             let sequence = &mut self.running[at];
             let group = &self.groups[&sequence.group];
             sequence.computed += tokens;
             *self.served.entry(group.customer.clone()).or_insert(0) += tokens as u64;
             if self.config.prefix_cache {
-                for block in sequence.hashes.len()..sequence.computed / BLOCK {
-                    let parent = sequence.hashes.last().copied().unwrap_or(group.root);
-                    let hash = parent.child(&sequence.tokens[block * BLOCK..(block + 1) * BLOCK]);
-                    sequence.hashes.push(hash);
-                    self.pool.publish(sequence.blocks[block], hash);
+                let full = sequence.computed / BLOCK;
+                sequence.hash_blocks(group.root, full);
+                for block in sequence.published..full {
+                    self.pool.publish(sequence.blocks[block], sequence.hashes[block]);
                 }
+                sequence.published = full;
             }
             if sequence.computed == sequence.tokens.len() {
                 drew.push(at);
@@ -339,11 +374,28 @@ impl Scheduler {
     }
 
     /// Adds a drawn token to running sequence `at`.
-    pub(super) fn push_token(&mut self, at: usize, token: &SampledToken) {
+    ///
+    /// # Errors
+    /// When the grammar panicked; the sequence must then end.
+    pub(super) fn push_token(&mut self, at: usize, id: u32) -> Result<(), EngineError> {
         let sequence = &mut self.running[at];
-        sequence.tokens.push(token.id);
-        if let Some(constraint) = &mut sequence.constraint {
-            constraint.advance(token.id);
-        }
+        sequence.push(id);
+        let Some(constraint) = &mut sequence.constraint else { return Ok(()) };
+        caught(|| constraint.advance(id)).map_err(|message| EngineError::Constraint { message })
     }
+}
+
+/// What the sequence's grammar allows next; `None` without a grammar.
+fn fill_mask(sequence: &mut Sequence, vocab: u32) -> Result<Option<BitMask>, String> {
+    let Some(constraint) = &mut sequence.constraint else { return Ok(None) };
+    let mut mask = BitMask::none(vocab as usize);
+    caught(|| constraint.fill(&mut mask)).map(|()| Some(mask))
+}
+
+/// Runs code that is not the engine's; a panic in it becomes its message.
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_owned())
+    })
 }

@@ -1,13 +1,20 @@
 //! One answer in the making.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::block_pool::BlockHash;
 use super::constraint::Constraint;
-use super::request::{Event, FinishReason, Priority, Request, SamplingParams, TokenLogprobs, Usage};
+use super::handle::{Entry, Place};
+use super::request::{
+    EngineError, Event, FinishReason, Priority, Request, SamplingParams, TokenLogprobs, Usage,
+};
+use super::token_counts::TokenCounts;
+
+const BLOCK: usize = crate::model::KvSpec::BLOCK_SIZE;
 
 /// What the answers of one request share.
 pub(super) struct Group {
@@ -21,7 +28,17 @@ pub(super) struct Group {
     pub(super) deadline: Option<Instant>,
     pub(super) root: BlockHash,
     pub(super) seed: u64,
-    pub(super) events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Event>,
+    /// A place of the channel kept for the terminal event, so that one always arrives.
+    terminal: Option<mpsc::OwnedPermit<Event>>,
+    /// The channel was full.
+    overrun: bool,
+    /// Its reader has all that it wants.
+    satisfied: Arc<AtomicBool>,
+    /// Its place in the waiting room, until it is first admitted.
+    pub(super) waiting: Option<Place>,
+    /// Counted as open until the group is gone.
+    _open: Place,
     pub(super) arrived: Instant,
     pub(super) first_step: Option<Instant>,
     pub(super) first_token: Option<Instant>,
@@ -31,12 +48,12 @@ pub(super) struct Group {
     pub(super) completion_tokens: u32,
     /// Answers that have not ended.
     pub(super) open: u32,
-    /// Why the last answer ended, for the statistics.
+    /// Why the last answer ended.
     pub(super) last_reason: Option<FinishReason>,
 }
 
 impl Group {
-    pub(super) fn new(request: &mut Request, events: mpsc::Sender<Event>) -> Group {
+    pub(super) fn new(request: &mut Request, entry: Entry) -> Group {
         let salt = match &request.cache_salt {
             Some(salt) => format!("{}\0{salt}", request.customer),
             None => request.customer.to_string(),
@@ -52,7 +69,12 @@ impl Group {
             stop: request.stop_token_ids.clone().into(),
             deadline: request.deadline,
             root: BlockHash::root(&salt),
-            events,
+            terminal: entry.events.clone().try_reserve_owned().ok(),
+            events: entry.events,
+            overrun: false,
+            satisfied: entry.satisfied,
+            waiting: Some(entry.waiting),
+            _open: entry.open,
             arrived: Instant::now(),
             first_step: None,
             first_token: None,
@@ -65,14 +87,41 @@ impl Group {
         }
     }
 
-    /// Sends an event; a closed receiver is noticed by the next `is_abandoned`. The channel holds every event that a
-    /// request can cause, so it is never full.
-    pub(super) fn send(&self, event: Event) {
-        let _ = self.events.try_send(event);
+    /// Sends an event and never waits: a closed receiver is noticed by the next `ends`, a full channel as well.
+    pub(super) fn send(&mut self, event: Event) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.events.try_send(event) {
+            self.overrun = true;
+        }
     }
 
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.events.is_closed()
+    /// Sends the one event that ends the request.
+    pub(super) fn send_terminal(&mut self, event: Event) {
+        if let Some(permit) = self.terminal.take() {
+            permit.send(event);
+        }
+    }
+
+    /// Why its reader no longer waits, or has waited long enough.
+    pub(super) fn ended(&self, now: Instant) -> Option<FinishReason> {
+        if self.events.is_closed() {
+            let satisfied = self.satisfied.load(Ordering::Relaxed);
+            return Some(if satisfied { FinishReason::Stop(None) } else { FinishReason::Cancelled });
+        }
+        self.deadline.filter(|deadline| *deadline <= now).map(|_| FinishReason::Deadline)
+    }
+
+    /// How far the reader is behind, where that is too far.
+    pub(super) fn overrun(&self) -> Option<EngineError> {
+        self.overrun.then(|| EngineError::SlowReader { behind: self.events.max_capacity() - 1 })
+    }
+
+    /// Leaves the waiting room: the first of its sequences was admitted.
+    pub(super) fn admit(&mut self, now: Instant, cached_tokens: usize) {
+        if self.first_step.is_none() {
+            self.first_step = Some(now);
+            self.cached_tokens = cached_tokens as u32;
+            self.waiting = None;
+        }
     }
 
     pub(super) fn usage(&self) -> Usage {
@@ -106,19 +155,62 @@ pub(super) struct Sequence {
     /// Tokens whose keys and values are in the cache.
     pub(super) computed: usize,
     pub(super) blocks: Vec<u32>,
-    /// Hashes of the full blocks.
+    /// Hashes of the full blocks of `tokens`, as far as they were needed.
     pub(super) hashes: Vec<BlockHash>,
+    /// Blocks whose content the pool knows.
+    pub(super) published: usize,
+    /// What penalties count; `None` without penalties.
+    pub(super) counts: Option<Arc<TokenCounts>>,
     pub(super) constraint: Option<Box<dyn Constraint>>,
     /// Order of admission; the youngest is preempted first.
     pub(super) admitted: u64,
 }
 
 impl Sequence {
+    /// Answer `index` of `group`, nothing computed.
+    pub(super) fn new(
+        id: u64,
+        index: u32,
+        group: &Group,
+        constraint: Option<Box<dyn Constraint>>,
+    ) -> Sequence {
+        Sequence {
+            group: id,
+            index,
+            tokens: group.prompt.to_vec(),
+            prompt_len: group.prompt.len(),
+            computed: 0,
+            blocks: Vec::new(),
+            hashes: Vec::new(),
+            published: 0,
+            counts: group.params.has_penalties().then(|| Arc::new(TokenCounts::of_prompt(&group.prompt))),
+            constraint,
+            admitted: 0,
+        }
+    }
+
+    /// Knows the hashes of its first `blocks` full blocks; `root` is the parent of the first.
+    pub(super) fn hash_blocks(&mut self, root: BlockHash, blocks: usize) {
+        for at in self.hashes.len()..blocks {
+            let parent = self.hashes.last().copied().unwrap_or(root);
+            self.hashes.push(parent.child(&self.tokens[at * BLOCK..(at + 1) * BLOCK]));
+        }
+    }
+
+    /// Adds a drawn token.
+    pub(super) fn push(&mut self, id: u32) {
+        self.tokens.push(id);
+        if let Some(counts) = &mut self.counts {
+            // The plan that held the other reference is cleared before tokens are taken over: this copies nothing.
+            Arc::make_mut(counts).push(id);
+        }
+    }
+
     pub(super) fn output(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]
     }
 
-    /// Whether the next step computes its last known token, so that one can be drawn.
+    /// Known tokens that are not computed yet.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.computed
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use crate::model::SeqSpan;
 
 use super::constraint::BitMask;
-use super::request::{SampledToken, SamplingParams, TokenLogprobs};
+use super::request::{SampleError, SampledToken, SamplingParams, TokenLogprobs};
+use super::token_counts::TokenCounts;
 
 /// What the next step computes.
 #[derive(Debug, Default)]
@@ -56,10 +57,10 @@ pub struct SampleSpec {
     pub seed: u64,
     /// Counter of the random numbers: the token's position in its sequence.
     pub position: u32,
-    /// Prompt and answer so far, where penalties need them.
-    pub history: Option<(Arc<[u32]>, Vec<u32>)>,
+    /// Tokens of prompt and answer so far, where penalties need them.
+    pub history: Option<Arc<TokenCounts>>,
     /// Tokens that must not be drawn yet (stops before `min_tokens`).
-    pub banned: Arc<[u32]>,
+    pub banned: Option<Arc<[u32]>>,
     /// What the grammar allows.
     pub mask: Option<BitMask>,
 }
@@ -73,7 +74,7 @@ pub struct Ticket(pub u64);
 #[derive(Debug, Default)]
 pub struct StepOutput {
     /// One a `StepPlan::samples`, in order.
-    pub samples: Vec<SampledToken>,
+    pub samples: Vec<Result<SampledToken, SampleError>>,
     /// One a `StepPlan::prompt_logprobs`, in order.
     pub prompt_logprobs: Vec<TokenLogprobs>,
 }

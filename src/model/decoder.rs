@@ -137,6 +137,12 @@ impl Decoder {
         layers + self.embeddings.bytes() + self.head.bytes()
     }
 
+    /// How its ops run.
+    #[must_use]
+    pub fn exec(&self) -> &Exec {
+        &self.exec
+    }
+
     /// Most tokens of one forward pass.
     #[must_use]
     pub fn max_tokens(&self) -> usize {
@@ -325,7 +331,7 @@ impl Layer {
             state.groups.align(ids)?;
             Some(&state.weights[..pairs])
         } else {
-            state.groups.set_single(tokens);
+            state.groups.set_single(tokens)?;
             None
         };
         let x = state.x.head(tokens)?;

@@ -1,8 +1,11 @@
 //! BERT and XLM-R: one forward pass over sequences packed without padding.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use tarn_kernels::{
-    Buf, DType, EmbeddingTable, Exec, GeluKind, Packed, ViewMut, Workspace, embed_rows, encoder_attention,
-    gelu, layer_norm, matmul, pack, pool,
+    Buf, DType, EmbeddingTable, Exec, Gate, GeluKind, Packed, ViewMut, Workspace, embed_rows,
+    encoder_attention, gelu, layer_norm, matmul, pack, pool,
 };
 
 use super::config::{Activation, EncoderConfig, ModelConfig, PositionStyle};
@@ -22,7 +25,11 @@ pub struct Encoder {
     layers: Vec<Layer>,
     state: State,
     max_tokens: usize,
+    gate: Option<Arc<Gate>>,
 }
+
+/// Longest wait before a layer: bulk work is slowed down, never starved.
+const GATE_WAIT: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 struct Norm {
@@ -131,6 +138,7 @@ impl Encoder {
             exec: options.exec,
             layers,
             max_tokens,
+            gate: None,
         })
     }
 
@@ -158,6 +166,31 @@ impl Encoder {
     /// # Errors
     /// [`ModelError::Batch`] when the batch is larger than the encoder was sized for or a sequence is too long.
     pub fn forward(&mut self, input_ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        self.pass(input_ids, cu_seqlens, out, None)
+    }
+
+    /// As [`Encoder::forward`], for work that nobody waits for: before each layer it makes way for whoever holds the
+    /// gate, 50 ms at most.
+    ///
+    /// # Errors
+    /// As [`Encoder::forward`].
+    pub fn forward_bulk(&mut self, input_ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let gate = self.gate.clone();
+        self.pass(input_ids, cu_seqlens, out, gate.as_deref())
+    }
+
+    /// The gate that [`Encoder::forward_bulk`] waits at.
+    pub fn set_gate(&mut self, gate: Arc<Gate>) {
+        self.gate = Some(gate);
+    }
+
+    fn pass(
+        &mut self,
+        input_ids: &[u32],
+        cu_seqlens: &[u32],
+        out: &mut Vec<f32>,
+        gate: Option<&Gate>,
+    ) -> Result<()> {
         let tokens = input_ids.len();
         let sequences = cu_seqlens.len().saturating_sub(1);
         self.check(tokens, cu_seqlens)?;
@@ -187,6 +220,9 @@ impl Encoder {
         )?;
         std::mem::swap(&mut state.x, &mut state.extra);
         for layer in &self.layers {
+            if let Some(gate) = gate {
+                gate.wait(GATE_WAIT);
+            }
             layer.forward(exec, config, state, tokens, cu_seqlens)?;
         }
         out.clear();

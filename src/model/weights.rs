@@ -329,3 +329,42 @@ fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
+    use tarn_kernels::blocks::{BlockFormat, dequantize};
+
+    #[test]
+    fn every_block_format_means_what_candle_says() {
+        let values: Vec<f32> = (0..4096_u32)
+            .map(|at| {
+                let z = at.wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b);
+                // Off centre, so that formats with a minimum need it.
+                (z >> 8) as f32 / (1 << 24) as f32 * 3.0 - 1.0
+            })
+            .collect();
+        for (format, dtype) in [
+            (BlockFormat::Q4_0, GgmlDType::Q4_0),
+            (BlockFormat::Q4_1, GgmlDType::Q4_1),
+            (BlockFormat::Q8_0, GgmlDType::Q8_0),
+            (BlockFormat::Q4K, GgmlDType::Q4K),
+            (BlockFormat::Q6K, GgmlDType::Q6K),
+        ] {
+            let tensor = Tensor::new(&values[..], &Device::Cpu).expect("tensor");
+            let quantized = QTensor::quantize(&tensor, dtype).expect("quantises");
+            let bytes = quantized.data().expect("bytes");
+            assert_eq!(bytes.len(), format.row_bytes(values.len()).expect("whole blocks"), "{format:?}");
+            let expected =
+                quantized.dequantize(&Device::Cpu).and_then(|t| t.to_vec1::<f32>()).expect("floats");
+            let mut found = vec![0.0; values.len()];
+            dequantize(format, &bytes, &mut found);
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                // candle multiplies the scales in another order: the last bits differ.
+                let error = (found - expected).abs();
+                assert!(error <= 1e-6 * expected.abs().max(1.0), "{format:?} {at}: {found} {expected}");
+            }
+        }
+    }
+}

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::engine::{RunnerError, SampledToken, StepOutput, StepPlan, StepRunner, Ticket, TokenLogprobs};
+use crate::engine::{
+    RunnerError, SampleError, SampledToken, StepOutput, StepPlan, StepRunner, Ticket, TokenLogprobs,
+};
 
 /// Remembers which token each slot of the cache holds. The next token is a hash of all tokens of the context, as read
 /// back through the block table: a wrong slot, table or position gives a wrong answer or an error.
@@ -13,6 +15,8 @@ pub struct FakeRunner {
     max_model_len: usize,
     delay: Duration,
     panic_on: Option<u32>,
+    refuse: Option<u32>,
+    short_on: Option<u32>,
 }
 
 impl FakeRunner {
@@ -25,6 +29,8 @@ impl FakeRunner {
             max_model_len,
             delay: Duration::ZERO,
             panic_on: None,
+            refuse: None,
+            short_on: None,
         }
     }
 
@@ -39,6 +45,20 @@ impl FakeRunner {
     #[must_use]
     pub fn panicking_on(mut self, token: u32) -> FakeRunner {
         self.panic_on = Some(token);
+        self
+    }
+
+    /// Draws nothing for a context that has this token.
+    #[must_use]
+    pub fn refusing(mut self, token: u32) -> FakeRunner {
+        self.refuse = Some(token);
+        self
+    }
+
+    /// Loses a drawn token in a step that has this token.
+    #[must_use]
+    pub fn losing_a_sample_on(mut self, token: u32) -> FakeRunner {
+        self.short_on = Some(token);
         self
     }
 }
@@ -103,13 +123,21 @@ impl StepRunner for FakeRunner {
                 return Err(RunnerError { message: "positions do not match the context".to_owned() });
             }
             let logprob = sample.params.logprobs.map(|_| -1.0);
-            output.samples.push(SampledToken { id: next(&context, self.vocab), logprob, top: Vec::new() });
+            let id = next(&context, self.vocab);
+            output.samples.push(if self.refuse.is_some_and(|token| context.contains(&token)) {
+                Err(SampleError::NotFinite)
+            } else {
+                Ok(SampledToken { id, logprob, top: Vec::new() })
+            });
         }
         output.prompt_logprobs.extend(
             plan.prompt_logprobs
                 .iter()
                 .map(|(_, id, _)| TokenLogprobs { logprob: -(*id as f32), top: vec![] }),
         );
+        if self.short_on.is_some_and(|token| plan.input_ids.contains(&token)) {
+            output.samples.pop();
+        }
         Ok(output)
     }
 }

@@ -1,17 +1,15 @@
-//! Inputs that tests and benches share: seeded, without a dependency.
+//! Inputs that tests share: seeded, without a dependency.
 
 use crate::blocks::BlockFormat;
 use crate::cpu::Level;
 
 /// `len` values in -1..1 from a counter hash.
-#[must_use]
-pub fn fill(len: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn fill(len: usize, seed: u64) -> Vec<f32> {
     (0..len as u64).map(|at| (hash(at, seed) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0).collect()
 }
 
 /// A 64-bit mix of position and seed (SplitMix64's finaliser).
-#[must_use]
-pub fn hash(at: u64, seed: u64) -> u64 {
+pub(crate) fn hash(at: u64, seed: u64) -> u64 {
     let mut z = at.wrapping_add(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -19,8 +17,7 @@ pub fn hash(at: u64, seed: u64) -> u64 {
 }
 
 /// `blocks` blocks of random codes with scales of a sensible size.
-#[must_use]
-pub fn random_blocks(format: BlockFormat, blocks: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn random_blocks(format: BlockFormat, blocks: usize, seed: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..(blocks * format.bytes()) as u64).map(|at| hash(at, seed) as u8).collect();
     for (at, block) in bytes.chunks_exact_mut(format.bytes()).enumerate() {
         let scale =

@@ -4,6 +4,8 @@
 //! key, then the running maximum, sum and weighted values are updated. The order depends only on positions, so a
 //! query gives the same bits whether it comes alone, in a chunk or in a batch.
 
+use std::mem::MaybeUninit;
+
 use super::{Isa, LANES, dispatch};
 use crate::cpu::math::{exp, sum16};
 
@@ -43,7 +45,8 @@ pub(crate) struct AttentionJob<'a> {
 struct State {
     max: [f32; MAX_ROWS],
     sum: [f32; MAX_ROWS],
-    acc: [[f32; MAX_DIM]; MAX_ROWS],
+    /// Weighted values, `[rows, padded]`.
+    acc: *mut f32,
 }
 
 dispatch!(
@@ -56,8 +59,12 @@ dispatch!(
 #[inline(always)]
 unsafe fn attend_inner<S: Isa>(job: &AttentionJob<'_>) {
     let rows = job.queries.len();
-    let mut state =
-        State { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], acc: [[0.0; MAX_DIM]; MAX_ROWS] };
+    // Only what the rows use is cleared: the whole is 24 KB, more than a short context costs.
+    let mut memory = MaybeUninit::<[f32; MAX_ROWS * MAX_DIM]>::uninit();
+    let acc = memory.as_mut_ptr().cast::<f32>();
+    // SAFETY: rows <= MAX_ROWS and padded <= MAX_DIM by contract.
+    unsafe { acc.write_bytes(0, rows * job.padded) };
+    let mut state = State { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], acc };
     let first = job.queries.iter().map(|query| query.from).min().unwrap_or(0) / LANES;
     let end = job.queries.iter().map(|query| query.to).max().unwrap_or(0).div_ceil(LANES);
     // SAFETY: the caller's contract; rows are handed out in groups that exist.
@@ -83,7 +90,34 @@ unsafe fn attend_inner<S: Isa>(job: &AttentionJob<'_>) {
         for (row, query) in job.queries.iter().enumerate() {
             let inverse = if state.sum[row] > 0.0 { 1.0 / state.sum[row] } else { 0.0 };
             for d in 0..job.head_dim {
-                *query.out.add(d) = state.acc[row][d] * inverse;
+                *query.out.add(d) = *state.acc.add(row * job.padded + d) * inverse;
+            }
+        }
+    }
+}
+
+/// The same by plain loops: all scores of a row first, then their softmax, then the values, in f64.
+///
+/// # Safety
+/// As [`attend`].
+pub(crate) unsafe fn attend_reference(job: &AttentionJob<'_>) {
+    for query in job.queries {
+        // SAFETY: the caller's contract: `from..to` are keys of blocks that exist, `head_dim` elements of each row.
+        unsafe {
+            let key = |at: usize, d: usize| *(job.block)(at / LANES).keys.add(d * LANES + at % LANES);
+            let value =
+                |at: usize, d: usize| *(job.block)(at / LANES).values.add(at % LANES * job.padded + d);
+            let scores: Vec<f64> = (query.from..query.to)
+                .map(|at| (0..job.head_dim).map(|d| f64::from(*query.q.add(d)) * f64::from(key(at, d))).sum())
+                .map(|dot: f64| dot * f64::from(job.scale))
+                .collect();
+            let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for d in 0..job.head_dim {
+                let keys = (query.from..query.to).zip(&weights);
+                let sum: f64 = keys.map(|(at, weight)| weight * f64::from(value(at, d))).sum();
+                *query.out.add(d) = if total > 0.0 { (sum / total) as f32 } else { 0.0 };
             }
         }
     }
@@ -141,7 +175,8 @@ unsafe fn block_rows<S: Isa, const R: usize>(
             while d < job.padded {
                 let mut acc = [S::zero(); R];
                 for r in 0..R {
-                    acc[r] = S::mul(S::load(state.acc[row + r].as_ptr().add(d)), S::set1(corrections[r]));
+                    acc[r] =
+                        S::mul(S::load(state.acc.add((row + r) * job.padded + d)), S::set1(corrections[r]));
                 }
                 for lane in 0..LANES {
                     let value = S::load(block.values.add(lane * job.padded + d));
@@ -150,7 +185,7 @@ unsafe fn block_rows<S: Isa, const R: usize>(
                     }
                 }
                 for r in 0..R {
-                    S::store(state.acc[row + r].as_mut_ptr().add(d), acc[r]);
+                    S::store(state.acc.add((row + r) * job.padded + d), acc[r]);
                 }
                 d += LANES;
             }
@@ -164,7 +199,7 @@ unsafe fn block_rows<S: Isa, const R: usize>(
             }
             let mut d = 0;
             while d < job.padded {
-                let at = state.acc[row + r].as_mut_ptr().add(d);
+                let at = state.acc.add((row + r) * job.padded + d);
                 let mut acc = S::mul(S::load(at), S::set1(corrections[r]));
                 for lane in from..to {
                     acc = S::fma(

@@ -5,7 +5,6 @@ use crate::rope::{RopeTable, rope_kv_write};
 
 const HEADS: HeadLayout = HeadLayout { q: 6, kv: 2, dim: 24 };
 
-/// Writes `len` tokens of a seeded sequence into the cache through `table`, then attends with the last `queries`.
 fn run(
     threads: usize,
     len: usize,
@@ -15,19 +14,31 @@ fn run(
     window: Option<u32>,
     seed: u64,
 ) -> Vec<f32> {
-    let exec = Exec::simd(threads);
+    run_with(&Exec::simd(threads), len, queries, table, kv, window, seed)
+}
+
+/// Writes `len` tokens of a seeded sequence into the cache through `table`, then attends with the last `queries`.
+fn run_with(
+    exec: &Exec,
+    len: usize,
+    queries: usize,
+    table: &[u32],
+    kv: &mut KvCacheBuf,
+    window: Option<u32>,
+    seed: u64,
+) -> Vec<f32> {
     let mut qkv = fill(len * HEADS.width(), seed);
     let rope = RopeTable::new(&fill(HEADS.dim / 2, 99), 1.0, 512).expect("table");
     let positions: Vec<u32> = (0..len as u32).collect();
     let slots: Vec<u32> = positions.iter().map(|p| table[*p as usize / 16] * 16 + p % 16).collect();
     let mut view = ViewMut::new(&mut qkv, len, HEADS.width()).expect("view");
-    rope_kv_write(&exec, view.reborrow(), HEADS, &rope, &positions, &slots, kv.layer_mut(0).expect("layer"))
+    rope_kv_write(exec, view.reborrow(), HEADS, &rope, &positions, &slots, kv.layer_mut(0).expect("layer"))
         .expect("writes");
     let rows = view.as_view().rows(len - queries, len).expect("rows");
     let mut out = vec![0.0; queries * HEADS.q * HEADS.dim];
     let span = SeqSpan { query_start: 0, query_len: queries as u32, context_len: len as u32, table_start: 0 };
     paged_attention(
-        &exec,
+        exec,
         rows,
         HEADS,
         kv.layer(0).expect("layer"),
@@ -126,4 +137,53 @@ fn tables_that_point_outside_are_refused() {
     assert!(attend(&[0, 2]).is_err());
     assert!(attend(&[0]).is_err());
     assert!(attend(&[0, 1]).is_ok());
+}
+
+#[test]
+fn simd_is_close_to_the_reference_and_equal_on_every_instruction_set() {
+    for window in [None, Some(20)] {
+        let run = |exec: &Exec| {
+            let mut kv = KvCacheBuf::new(1, 5, HEADS.kv, HEADS.dim).expect("cache");
+            run_with(exec, 70, 70, &[3, 0, 4, 1, 2], &mut kv, window, 6)
+        };
+        let (reference, simd) = (run(&Exec::Reference), run(&Exec::simd(1)));
+        assert!(simd.iter().zip(&reference).all(|(a, b)| (a - b).abs() < 2e-6), "{window:?}");
+        for level in crate::check::levels() {
+            assert_eq!(crate::cpu::with_level(level, || run(&Exec::simd(1))), simd, "{level:?}");
+        }
+    }
+}
+
+#[test]
+fn spans_that_overlap_or_wrap_are_refused() {
+    let kv = KvCacheBuf::new(1, 2, HEADS.kv, HEADS.dim).expect("cache");
+    let qkv = fill(4 * HEADS.width(), 1);
+    let mut out = vec![0.0; 4 * HEADS.q * HEADS.dim];
+    let mut attend = |spans: &[(u32, u32, u32, u32)]| {
+        let spans: Vec<SeqSpan> = spans
+            .iter()
+            .map(|(query_start, query_len, context_len, table_start)| SeqSpan {
+                query_start: *query_start,
+                query_len: *query_len,
+                context_len: *context_len,
+                table_start: *table_start,
+            })
+            .collect();
+        paged_attention(
+            &Exec::simd(2),
+            View::new(&qkv, 4, HEADS.width()).expect("qkv"),
+            HEADS,
+            kv.layer(0).expect("layer"),
+            &spans,
+            &[0, 1],
+            1.0,
+            None,
+            ViewMut::new(&mut out, 4, HEADS.q * HEADS.dim).expect("out"),
+        )
+    };
+    assert!(attend(&[(0, 2, 2, 0), (2, 2, 2, 1)]).is_ok());
+    assert!(attend(&[(0, 2, 2, 0), (1, 2, 2, 1)]).is_err());
+    assert!(attend(&[(0, 4, 4, 0), (0, 4, 4, 1)]).is_err());
+    assert!(attend(&[(0, 3, 3, 0), (3, u32::MAX, u32::MAX, 1)]).is_err());
+    assert!(attend(&[(0, 4, 4, u32::MAX)]).is_err());
 }

@@ -176,6 +176,193 @@ fn stops_minimum_deadline_and_prompt_log_probabilities() {
     assert_eq!(found, wanted);
 }
 
+/// What the fake runner says of a prompt's tokens.
+fn fake_logprobs(prompt: &[u32]) -> Vec<Option<f32>> {
+    std::iter::once(None).chain(prompt[1..].iter().map(|id| Some(-(*id as f32)))).collect()
+}
+
+fn scored(outcome: &Outcome) -> Vec<Option<f32>> {
+    let (logprobs, _) = outcome.prompt.as_ref().expect("prompt event");
+    logprobs.iter().map(|one| one.as_ref().map(|one| one.logprob)).collect()
+}
+
+#[test]
+fn prompt_log_probabilities_stay_with_their_request() {
+    let runner = FakeRunner::new(200, VOCAB, 500).with_delay(Duration::from_millis(1));
+    let (handle, _thread) = engine(runner);
+    let score = |seed: u32, len: u32, n: u32| {
+        let mut request = Request { n, ..request("a", prompt(seed, len), 40) };
+        request.sampling.prompt_logprobs = Some(0);
+        request
+    };
+    // The first one's prompt is done and it decodes while the others' prompts are computed, in several chunks.
+    let mut first = handle.submit(score(1, 20, 1)).expect("taken");
+    let Some(Event::Prompt { logprobs, .. }) = first.blocking_next() else { panic!("prompt first") };
+    let found: Vec<Option<f32>> = logprobs.iter().map(|one| one.as_ref().map(|one| one.logprob)).collect();
+    assert_eq!(found, fake_logprobs(&prompt(1, 20)));
+    let second = handle.submit(score(2, 70, 1)).expect("taken");
+    let third = handle.submit(score(3, 90, 2)).expect("taken");
+    let (second, third) = (collect(second, 1), collect(third, 2));
+    assert_eq!(scored(&second), fake_logprobs(&prompt(2, 70)));
+    assert_eq!(scored(&third), fake_logprobs(&prompt(3, 90)));
+    for answer in &third.answers {
+        assert_eq!(*answer, expected_tokens(&prompt(3, 90), 40, VOCAB));
+    }
+    // The second answer began on the cached prompt instead of computing and scoring it again.
+    assert_eq!(handle.stats().prefix_hits, 80);
+}
+
+#[test]
+fn a_preempted_request_still_gets_each_prompt_log_probability_once() {
+    let (handle, _thread) = engine(FakeRunner::new(14, VOCAB, 200));
+    let streams: Vec<_> = (0..6)
+        .map(|at| {
+            let mut request = request("a", prompt(at, 60), 60);
+            request.sampling.prompt_logprobs = Some(0);
+            (at, handle.submit(request).expect("taken"))
+        })
+        .collect();
+    for (at, stream) in streams {
+        let outcome = collect(stream, 1);
+        assert_eq!(scored(&outcome), fake_logprobs(&prompt(at, 60)));
+        assert_eq!(outcome.answers[0], expected_tokens(&prompt(at, 60), 60, VOCAB));
+    }
+    assert!(handle.stats().preemptions > 0);
+}
+
+#[test]
+fn the_waiting_room_is_empty_after_any_number_of_refusals_and_ends() {
+    let runner = FakeRunner::new(100, VOCAB, 1600).with_delay(Duration::from_micros(100));
+    let config = EngineConfig { max_num_seqs: 1, max_waiting: 3, ..config() };
+    let (handle, _thread) = start(config, move || Ok(runner)).expect("starts");
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let handle = &handle;
+            scope.spawn(move || {
+                for at in 0..60 {
+                    match handle.submit(request("a", prompt(worker * 100 + at, 4), 2)) {
+                        Ok(stream) if at % 3 == 0 => drop(stream),
+                        Ok(stream) => drop(collect(stream, 1)),
+                        Err(error) => {
+                            assert!(matches!(error, SubmitError::QueueFull { waiting: 3, .. }), "{error}")
+                        }
+                    }
+                }
+            });
+        }
+    });
+    wait_until("all are gone", || handle.open_requests() == 0);
+    assert_eq!(handle.shared.waiting.load(Ordering::SeqCst), 0);
+    assert_eq!(collect(handle.submit(request("a", vec![1, 2], 3)).expect("taken"), 1).answers[0].len(), 3);
+}
+
+/// Allows everything until it panics.
+struct Brittle {
+    fills: u32,
+    advances: u32,
+}
+
+impl crate::engine::Constraint for Brittle {
+    fn advance(&mut self, _: u32) {
+        assert!(self.advances > 0, "advanced once too often");
+        self.advances -= 1;
+    }
+
+    fn fill(&mut self, mask: &mut crate::engine::BitMask) {
+        assert!(self.fills > 0, "filled once too often");
+        self.fills -= 1;
+        mask.words_mut().fill(u64::MAX);
+    }
+}
+
+#[test]
+fn a_grammar_that_panics_fails_its_own_request_only() {
+    let runner = FakeRunner::new(100, VOCAB, 300).with_delay(Duration::from_micros(200));
+    let (handle, _thread) = engine(runner);
+    for (fills, advances, message) in [(2, 9, "filled"), (9, 3, "advanced")] {
+        let other = handle.submit(request("a", prompt(8, 30), 30)).expect("taken");
+        let constraint: Option<Box<dyn crate::engine::Constraint>> =
+            Some(Box::new(Brittle { fills, advances }));
+        let brittle = Request { constraint, ..request("a", prompt(7, 5), 20) };
+        let failed = collect(handle.submit(brittle).expect("taken"), 1);
+        let Err(EngineError::Constraint { message: found }) = failed.end else { panic!("{:?}", failed.end) };
+        assert!(found.starts_with(message), "{found}");
+        assert_eq!(failed.answers[0], expected_tokens(&prompt(7, 5), fills.min(advances) as usize, VOCAB));
+        assert_eq!(collect(other, 1).answers[0], expected_tokens(&prompt(8, 30), 30, VOCAB));
+    }
+    wait_until("blocks are free", || handle.stats().blocks_used == 0);
+    assert_eq!(handle.stats().failed_steps, 0);
+    assert!(handle.is_alive());
+}
+
+#[test]
+fn logits_without_a_token_fail_their_own_request_only() {
+    let (handle, _thread) = engine(FakeRunner::new(100, VOCAB, 300).refusing(995));
+    let other = handle.submit(request("a", prompt(8, 30), 10)).expect("taken");
+    let failed = collect(handle.submit(request("a", vec![1, 995], 5)).expect("taken"), 1);
+    assert!(matches!(failed.end, Err(EngineError::Sample(_))), "{:?}", failed.end);
+    assert_eq!(collect(other, 1).answers[0], expected_tokens(&prompt(8, 30), 10, VOCAB));
+    wait_until("blocks are free", || handle.stats().blocks_used == 0);
+}
+
+#[test]
+fn a_runner_that_loses_a_token_fails_the_step() {
+    let (handle, _thread) = engine(FakeRunner::new(100, VOCAB, 300).losing_a_sample_on(996));
+    let failed = collect(handle.submit(request("a", vec![1, 996], 5)).expect("taken"), 1);
+    assert!(matches!(failed.end, Err(EngineError::Step { .. })), "{:?}", failed.end);
+    assert_eq!(handle.stats().failed_steps, 1);
+    assert_eq!(collect(handle.submit(request("a", vec![1, 2], 5)).expect("taken"), 1).answers[0].len(), 5);
+}
+
+#[test]
+fn a_handle_knows_when_its_engine_is_gone() {
+    let (handle, thread) = engine(FakeRunner::new(10, VOCAB, 100));
+    assert!(handle.is_alive());
+    drop(thread);
+    assert!(!handle.is_alive());
+}
+
+#[test]
+fn a_reader_that_is_too_slow_is_dropped_and_nobody_else() {
+    let (handle, _thread) = engine(FakeRunner::new(200, VOCAB, 1600));
+    let slow = handle.submit(request("a", prompt(1, 10), 1500)).expect("taken");
+    wait_until("the slow one is dropped", || handle.open_requests() == 0);
+    let good = collect(handle.submit(request("a", prompt(2, 10), 20)).expect("taken"), 1);
+    assert_eq!(good.answers[0], expected_tokens(&prompt(2, 10), 20, VOCAB));
+    let outcome = collect(slow, 1);
+    assert!(matches!(outcome.end, Err(EngineError::SlowReader { behind: 256 })), "{:?}", outcome.end);
+    let read = outcome.answers[0].len();
+    assert_eq!(outcome.answers[0], expected_tokens(&prompt(1, 10), read, VOCAB));
+    assert_eq!(handle.stats().finished_abort, 1);
+    wait_until("blocks are free", || handle.stats().blocks_used == 0);
+}
+
+#[test]
+fn usage_tells_the_queue_from_the_prompt_and_a_reader_that_has_enough_counts_as_stopped() {
+    let runner = FakeRunner::new(100, VOCAB, 300).with_delay(Duration::from_millis(4));
+    let (handle, _thread) = engine(runner);
+    let usage = collect(handle.submit(request("a", prompt(1, 20), 3)).expect("taken"), 1).end.expect("done");
+    assert!(usage.prefill_s >= 0.004, "{usage:?}");
+    assert!(usage.decode_s >= 0.008, "{usage:?}");
+    let mut stream = handle.submit(request("a", prompt(2, 20), 200)).expect("taken");
+    assert!(stream.blocking_next().is_some());
+    stream.stop();
+    wait_until("it is gone", || handle.open_requests() == 0 && handle.stats().finished_stop == 1);
+    assert_eq!(handle.stats().finished_abort, 0);
+}
+
+#[test]
+fn a_blocked_head_of_the_queue_is_counted_once() {
+    let runner = FakeRunner::new(8, VOCAB, 128).with_delay(Duration::from_micros(200));
+    let (handle, _thread) = engine(runner);
+    let first = handle.submit(request("a", prompt(1, 40), 80)).expect("taken");
+    let second = handle.submit(request("a", prompt(2, 40), 60)).expect("taken");
+    drop((collect(first, 1), collect(second, 1)));
+    let stats = handle.stats();
+    let admissions = 2 + stats.preemptions;
+    assert!(stats.prefix_queries <= admissions * 120, "{stats:?}");
+}
+
 #[test]
 fn what_can_never_run_is_refused_before_it_waits() {
     let (handle, thread) = engine(FakeRunner::new(4, VOCAB, 100));
