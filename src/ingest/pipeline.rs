@@ -333,4 +333,4 @@ fn scratch(lake: &Path) -> Result<tempfile::TempDir, IngestError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
