@@ -119,7 +119,7 @@ impl Jobs {
     /// Accepts an upload whose `files` lie in its folder. When this returns, it survives a crash.
     ///
     /// # Errors
-    /// [`IngestError::Io`]; nothing of the upload is then left.
+    /// [`IngestError::Io`]; the upload is then not accepted, though a later start may find and finish it.
     pub async fn submit(&self, upload: Incoming, files: Vec<String>) -> Result<JobStatus, IngestError> {
         let Incoming { id, customer, folder: received } = upload;
         let job =

@@ -305,10 +305,8 @@ fn head(change: &DocumentChange) -> Option<(String, usize, Vec<String>)> {
 
 /// All documents inside a document.
 fn descendants(snapshot: &Snapshot, id: &str) -> Vec<DocumentRow> {
-    let (children, _): (Vec<DocumentRow>, Vec<DocumentRow>) = snapshot
-        .documents(&DocumentFilter::default(), usize::MAX, 0)
-        .into_iter()
-        .partition(|document| document.parent_document_id.is_some());
+    let mut children = snapshot.documents(&DocumentFilter::default(), usize::MAX, 0);
+    children.retain(|document| document.parent_document_id.is_some());
     let (mut open, mut found) = (vec![id.to_owned()], Vec::new());
     while let Some(parent) = open.pop() {
         let inside = children.iter().filter(|child| child.parent_document_id.as_ref() == Some(&parent));

@@ -45,7 +45,7 @@ struct ProcessLimits {
 pub(super) struct Task {
     pub(super) path: PathBuf,
     pub(super) name: String,
-    /// Where its members go; made by the worker.
+    /// The folder that its members go to.
     pub(super) extract: PathBuf,
     /// It is not begun after this.
     #[serde(skip)]
@@ -205,18 +205,13 @@ fn answer_all(
 }
 
 fn answer(task: Task) -> Answer {
-    std::fs::create_dir_all(&task.extract).map_err(|error| format!("it cannot be unpacked: {error}"))?;
-    let extract = task.extract.clone();
     let run = move || std::panic::catch_unwind(|| parse::parse(&task.path, &task.name, &task.extract));
     // Parsers recurse; a deep stack is cheap and a hostile file finds its end all the same.
     let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(run);
-    let answer = match thread.map(std::thread::JoinHandle::join) {
+    match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(Ok(answer))) => answer,
         _ => Err("the file is damaged: its parser gave up".to_owned()),
-    };
-    // Only an archive has put something there.
-    let _ = std::fs::remove_dir(extract);
-    answer
+    }
 }
 
 /// Address space, processor time, no core dump, few files, no large files.

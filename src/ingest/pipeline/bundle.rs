@@ -64,8 +64,16 @@ impl Pipeline {
     ) -> Result<HashMap<String, Vec<f32>>, IngestError> {
         let embedder = self.embed.fingerprint();
         let mut known = HashMap::new();
+        let mut replaces = false;
         for cut in cuts {
             let id = document_id(customer, &cut.parsed.source.source_uri);
+            // Files follow their archive and are not there without it: a new one is looked up once, not once a member.
+            if cut.parsed.parent.is_none() {
+                replaces = snapshot.document(&id).is_some();
+            }
+            if !replaces {
+                continue;
+            }
             let wanted: HashSet<String> = cut.hashes.iter().cloned().collect();
             known.extend(snapshot.reusable_vectors(&id, &embedder, &wanted));
         }

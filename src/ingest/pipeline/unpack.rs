@@ -190,11 +190,11 @@ impl Pipeline {
             let this = self.clone();
             runs.push(async move {
                 let _permit = this.parsing.acquire().await;
+                // Here and not in the worker: a full disk is no fault of the file.
+                let folders: Vec<PathBuf> = tasks.iter().map(|task| task.extract.clone()).collect();
+                blocking(move || folders.iter().try_for_each(|folder| make(folder))).await??;
                 let answers = parse_isolated(&this.config.worker_exe, &tasks, this.config.limits).await?;
-                if remove {
-                    let paths = tasks.into_iter().map(|task| task.path);
-                    let _ = blocking(move || paths.for_each(|path| drop(std::fs::remove_file(path)))).await;
-                }
+                blocking(move || tasks.iter().for_each(|task| clear(task, remove))).await?;
                 Ok::<_, IngestError>((batch.start, answers))
             });
         }
@@ -203,6 +203,19 @@ impl Pipeline {
         done.sort_unstable_by_key(|(start, _)| *start);
         Ok(done.into_iter().flat_map(|(_, answers)| answers).collect())
     }
+}
+
+fn make(folder: &Path) -> Result<(), IngestError> {
+    std::fs::create_dir_all(folder)
+        .map_err(|source| IngestError::Io { path: folder.display().to_string(), source })
+}
+
+/// Removes a parsed member, if it is one, and its folder, unless it was an archive and has put something there.
+fn clear(task: &Task, member: bool) {
+    if member {
+        let _ = std::fs::remove_file(&task.path);
+    }
+    let _ = std::fs::remove_dir(&task.extract);
 }
 
 /// Which files share a process: neighbours that are small, and few enough that every process has work.
