@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::config::Settings;
-use crate::ingest::{SourceFile, files_below};
+use crate::ingest::{IngestError, IngestOutcome, Pipeline, SourceFile, files_below, source_uri};
 
 /// What to ingest.
 #[derive(Debug, Args)]
@@ -33,39 +33,57 @@ pub(super) fn run(settings: Settings, args: IngestArgs) -> anyhow::Result<ExitCo
     let terminal = std::io::stderr().is_terminal();
     let bar = if terminal { ProgressBar::new(files.len() as u64) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("[{bar:30}] {pos}/{len} {msg}")?);
-    let mut refused = 0;
+    let mut sources = Vec::with_capacity(files.len());
     for path in files {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let source = SourceFile {
-            source_uri: path.to_string_lossy().into_owned(),
-            name: name.clone(),
+        sources.push(SourceFile {
+            source_uri: source_uri(&path)?,
+            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             path,
             collections: args.collection.clone(),
             acl: Vec::new(),
-        };
-        let told = |what: &str| bar.set_message(format!("{name}: {what}"));
-        let result = runtime.block_on(pipeline.ingest(&args.customer, source, &told));
+        });
+    }
+    let mut failed = 0;
+    let mut tell = |name: &str, result: Result<&IngestOutcome, &IngestError>| {
         bar.inc(1);
-        match result {
-            Ok(outcome) if terminal => {
-                let state = if outcome.unchanged { "unchanged" } else { "ingested" };
-                bar.println(format!(
-                    "{state:9} {name}: {} chunks, {} files inside",
-                    outcome.chunks, outcome.children
-                ));
-                outcome.warnings.iter().for_each(|warning| bar.println(format!("          {warning}")));
-            }
-            Ok(outcome) => println!("{}", json!({"name": name, "outcome": outcome})),
-            Err(error) => {
-                refused += 1;
-                if terminal {
-                    bar.println(format!("refused   {error}"));
-                } else {
-                    println!("{}", json!({"name": name, "error": error.to_string()}));
-                }
-            }
+        failed += usize::from(result.is_err());
+        if terminal { tell_person(&bar, name, result) } else { tell_program(name, result) }
+    };
+    for group in Pipeline::groups(sources) {
+        let names: Vec<String> = group.iter().map(|source| source.name.clone()).collect();
+        let shown = match &names[..] {
+            [name] => name.clone(),
+            names => format!("{} files", names.len()),
+        };
+        let told = |what: &str| bar.set_message(format!("{shown}: {what}"));
+        match runtime.block_on(pipeline.ingest(&args.customer, group, &told)) {
+            Ok(results) => names.iter().zip(&results).for_each(|(name, result)| tell(name, result.as_ref())),
+            // It kept all of them out.
+            Err(error) => names.iter().for_each(|name| tell(name, Err(&error))),
         }
     }
     bar.finish_and_clear();
-    Ok(if refused == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) })
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+fn tell_person(bar: &ProgressBar, name: &str, result: Result<&IngestOutcome, &IngestError>) {
+    match result {
+        Ok(outcome) => {
+            let state = if outcome.unchanged { "unchanged" } else { "ingested" };
+            bar.println(format!(
+                "{state:9} {name}: {} chunks, {} files inside",
+                outcome.chunks, outcome.children
+            ));
+            outcome.warnings.iter().for_each(|warning| bar.println(format!("          {warning}")));
+        }
+        Err(error @ IngestError::Refused { .. }) => bar.println(format!("refused   {error}")),
+        Err(error) => bar.println(format!("failed    {name}: {error}")),
+    }
+}
+
+fn tell_program(name: &str, result: Result<&IngestOutcome, &IngestError>) {
+    match result {
+        Ok(outcome) => println!("{}", json!({"name": name, "outcome": outcome})),
+        Err(error) => println!("{}", json!({"name": name, "error": error.to_string()})),
+    }
 }

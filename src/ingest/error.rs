@@ -1,4 +1,7 @@
 //! Why a file was not ingested.
+//!
+//! Only [`IngestError::Refused`] is about the file. All else may be gone at the next try, and what was acknowledged is
+//! kept until then.
 
 /// Why a file was not ingested.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ mod sources;
 mod worker;
 
 pub use error::IngestError;
-pub use jobs::{FileOutcome, JobState, JobStatus, Jobs};
-pub use pipeline::{IngestOutcome, Pipeline, PipelineConfig, SourceFile};
-pub use sources::files_below;
+pub use jobs::{FileOutcome, Incoming, JobState, JobStatus, Jobs};
+pub use pipeline::{GroupOutcome, IngestOutcome, Pipeline, PipelineConfig, SourceFile};
+pub use sources::{files_below, source_uri};
 pub use worker::{WorkerLimits, parse_worker_main};

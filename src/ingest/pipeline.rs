@@ -1,30 +1,38 @@
-//! From a file to a commit: parse, chunk, embed, write.
+//! From files to a commit: parse, chunk, embed, write.
+//!
+//! A commit costs the same for one small file and for a hundred, so files go in groups ([`Pipeline::groups`]), each one
+//! commit. Each file of a group has an outcome of its own: one that is refused takes nothing from the others.
 
-use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
+mod bundle;
+mod unpack;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::Semaphore;
 
-use crate::embed::{EmbedHandle, InputKind, Priority};
+use crate::embed::EmbedHandle;
 use crate::lake::{
-    Applied, ChunkRow, DocumentBundle, DocumentChange, DocumentRow, Lakes, Viewer, chunk_id, document_id,
-    ingest_id,
+    Applied, DocumentChange, DocumentFilter, DocumentRow, Lake, LakeError, Lakes, Snapshot, Viewer,
+    document_id,
 };
-use crate::text::{analyze, language};
 
-use super::chunk::{self, Chunk};
-use super::document::Document;
+use super::chunk;
 use super::error::IngestError;
-use super::worker::{WorkerLimits, parse_isolated};
+use super::worker::{WorkerLimits, program};
+use bundle::Cut;
+use unpack::{Content, Root, Tree, blocking, digests};
 
 /// The parsers' name and version, kept with every document.
 const PARSER: &str = "tarn-parse/1";
-/// Archives in archives are opened to this depth.
-const MAX_DEPTH: usize = 3;
-/// Texts embedded in one call.
-const EMBED_BATCH: usize = 512;
+/// Files of one commit.
+const GROUP_FILES: usize = 64;
+/// Bytes of the files of one commit, about two thousand chunks of text; a larger file has a commit of its own.
+const GROUP_BYTES: u64 = 4 << 20;
+/// Originals copied at a time: each waits for the disk.
+const STORE_AT_A_TIME: usize = 8;
 
 /// How files are ingested.
 #[derive(Debug, Clone)]
@@ -71,6 +79,9 @@ pub struct IngestOutcome {
     pub warnings: Vec<String>,
 }
 
+/// What became of the files of a group, in order.
+pub type GroupOutcome = Vec<Result<IngestOutcome, IngestError>>;
+
 /// Ingests files; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
@@ -80,21 +91,12 @@ pub struct Pipeline {
     parsing: Arc<Semaphore>,
 }
 
-/// A parsed file with the files inside it.
-struct Parsed {
-    source: SourceFile,
-    parent: Option<String>,
-    sha256: String,
-    size: u64,
-    original: Option<String>,
-    document: Document,
-}
-
 impl Pipeline {
     /// Puts the parts together.
     #[must_use]
     pub fn new(config: PipelineConfig, embed: EmbedHandle, lakes: Arc<Lakes>) -> Pipeline {
         let parsing = Arc::new(Semaphore::new(config.parallel.max(1)));
+        let config = PipelineConfig { worker_exe: program(config.worker_exe), ..config };
         Pipeline { config: Arc::new(config), embed, lakes, parsing }
     }
 
@@ -108,237 +110,175 @@ impl Pipeline {
         format!("{};tokens={}", chunk::NAME, self.config.chunk_tokens)
     }
 
-    /// Ingests one file as one commit, the files inside it included. `progress` is told what happens.
+    /// Files in groups for [`Pipeline::ingest`], in order. Looks at their sizes.
+    #[must_use]
+    pub fn groups(files: Vec<SourceFile>) -> Vec<Vec<SourceFile>> {
+        let mut groups: Vec<Vec<SourceFile>> = Vec::new();
+        let (mut bytes, mut names) = (0, HashSet::new());
+        for file in files {
+            let size = std::fs::metadata(&file.path).map_or(0, |metadata| metadata.len());
+            bytes += size;
+            // One document twice in a commit: children of the first would outlive it.
+            let again = !names.insert(file.source_uri.clone());
+            match groups.last_mut() {
+                Some(group) if group.len() < GROUP_FILES && bytes <= GROUP_BYTES && !again => {
+                    group.push(file)
+                }
+                _ => {
+                    (bytes, names) = (size, HashSet::from([file.source_uri.clone()]));
+                    groups.push(vec![file]);
+                }
+            }
+        }
+        groups
+    }
+
+    /// Ingests the files of `group` as one commit, the files inside them included. `progress` is told what happens.
+    ///
+    /// A file's own error is [`IngestError::Refused`], or [`IngestError::Io`] when it cannot be read.
     ///
     /// # Errors
-    /// [`IngestError::Refused`] when the file is the reason.
+    /// What kept the whole group out: the embedder, the lake, the disk.
     pub async fn ingest(
         &self,
         customer: &str,
-        source: SourceFile,
+        group: Vec<SourceFile>,
         progress: &(dyn Fn(&str) + Sync),
-    ) -> Result<IngestOutcome, IngestError> {
+    ) -> Result<GroupOutcome, IngestError> {
         let lake = self.lakes.customer(customer)?;
-        let id = document_id(customer, &source.source_uri);
         let snapshot = lake.snapshot(None, &Viewer::all()).await?;
-        let (sha256, size) = digest(&source.path).await?;
-        if let Some(old) = snapshot.document(&id)
-            && old.content_sha256 == sha256
-            && (old.parser.as_str(), old.chunker, old.embedder)
-                == (PARSER, self.chunker(), self.embed.fingerprint())
-        {
-            let (version, chunks) = (snapshot.version(), old.chunk_count as usize);
-            return Ok(IngestOutcome {
-                document_id: id,
-                version,
-                chunks,
-                children: 0,
-                unchanged: true,
-                warnings: old.warnings,
+        self.check_embedder(&snapshot)?;
+        progress("parsing");
+        let paths = group.iter().map(|source| source.path.clone()).collect();
+        let (mut outcomes, mut roots) = (Vec::new(), Vec::new());
+        for (at, (source, content)) in group.into_iter().zip(digests(paths).await?).enumerate() {
+            outcomes.push(match content {
+                Err(error) => Some(Err(error)),
+                Ok(content) => {
+                    let unchanged = self.unchanged(customer, &snapshot, &source, &content);
+                    if unchanged.is_none() {
+                        roots.push(Root { at, source, content });
+                    }
+                    unchanged.map(Ok)
+                }
             });
         }
-        progress("parsing");
-        let folder = tempfile::tempdir()
-            .map_err(|source| IngestError::Io { path: "a temporary folder".to_owned(), source })?;
-        let mut parsed = Vec::new();
-        let original = lake.store_original(source.path.clone()).await?.path;
-        let root = Parsed {
-            source,
-            parent: None,
-            sha256,
-            size,
-            original: Some(original),
-            document: Document::default(),
-        };
-        self.parse_all(customer, root, folder.path(), 0, &mut parsed).await?;
-        let mut changes = Vec::new();
-        let (mut chunks, children) = (0, parsed.len() - 1);
-        let mut warnings = Vec::new();
-        for (at, one) in parsed.into_iter().enumerate() {
-            if at == 0 {
-                warnings.clone_from(&one.document.warnings);
+        if !roots.is_empty() {
+            let dir = lake.dir().to_owned();
+            // In the lake: `/tmp` is often memory, and an archive may unpack to gigabytes.
+            let folder = blocking(move || scratch(&dir)).await??;
+            let trees = self.unpack(customer, roots, folder.path()).await?;
+            for (at, outcome) in self.write(customer, &lake, &snapshot, trees, progress).await? {
+                outcomes[at] = Some(outcome);
             }
-            progress(&format!("embedding {}", one.source.name));
-            let bundle = self.bundle(customer, &snapshot, one).await?;
-            chunks += bundle.chunks.len();
-            changes.push(DocumentChange::Put(Box::new(bundle)));
+            let _ = blocking(move || drop(folder)).await;
         }
-        progress("committing");
-        let receipt = lake.commit(changes).await?;
-        let unchanged = receipt.applied.first() == Some(&Applied::Unchanged);
-        Ok(IngestOutcome { document_id: id, version: receipt.version, chunks, children, unchanged, warnings })
+        Ok(outcomes.into_iter().flatten().collect())
     }
 
-    /// Parses `one` and, in order, the files inside it. A member that is refused is a warning of its archive.
-    async fn parse_all(
-        &self,
-        customer: &str,
-        mut one: Parsed,
-        folder: &std::path::Path,
-        depth: usize,
-        parsed: &mut Vec<Parsed>,
-    ) -> Result<(), IngestError> {
-        let refused = |reason: String| IngestError::Refused { name: one.source.name.clone(), reason };
-        let extract = folder.join(format!("{}", parsed.len()));
-        std::fs::create_dir_all(&extract)
-            .map_err(|source| IngestError::Io { path: extract.display().to_string(), source })?;
-        one.document = {
-            let _permit = self.parsing.acquire().await;
-            parse_isolated(
-                &self.config.worker_exe,
-                &one.source.path,
-                &one.source.name,
-                &extract,
-                self.config.limits,
-            )
-            .await
-            .map_err(refused)?
-        };
-        let members = std::mem::take(&mut one.document.members);
-        let (source, id) = (one.source.clone(), document_id(customer, &one.source.source_uri));
-        let at = parsed.len();
-        parsed.push(one);
-        for member in members {
-            let path = extract.join(&member.file);
-            let name = member.name.rsplit('/').next().unwrap_or(&member.name).to_owned();
-            if depth + 1 >= MAX_DEPTH && name.to_lowercase().ends_with(".zip") {
-                let warning =
-                    format!("`{}` is an archive in archives in an archive: it was left out", member.name);
-                parsed[at].document.warnings.push(warning);
-                continue;
+    /// Nothing is parsed and embedded for a lake that will not take it.
+    fn check_embedder(&self, snapshot: &Snapshot) -> Result<(), IngestError> {
+        match snapshot.embedder() {
+            Some(lake)
+                if lake != self.embed.fingerprint() && snapshot.count(&DocumentFilter::default()) > 0 =>
+            {
+                Err(LakeError::Embedder { lake: lake.to_owned() }.into())
             }
-            let (sha256, size) = digest(&path).await?;
-            let child = Parsed {
-                source: SourceFile {
-                    source_uri: format!("{}!/{}", source.source_uri, member.name),
-                    name,
-                    path,
-                    ..source.clone()
-                },
-                parent: Some(id.clone()),
-                sha256,
-                size,
-                original: None,
-                document: Document::default(),
-            };
-            match Box::pin(self.parse_all(customer, child, folder, depth + 1, parsed)).await {
-                Ok(()) => {}
-                Err(IngestError::Refused { reason, .. }) => {
-                    parsed[at].document.warnings.push(format!("`{}`: {reason}", member.name));
-                }
-                Err(error) => return Err(error),
-            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
-    async fn bundle(
+    /// The outcome of a file whose bytes are there already, made by this pipeline.
+    fn unchanged(
         &self,
         customer: &str,
-        snapshot: &crate::lake::Snapshot,
-        one: Parsed,
-    ) -> Result<DocumentBundle, IngestError> {
-        let Parsed { source, parent, sha256, size, original, document } = one;
+        snapshot: &Snapshot,
+        source: &SourceFile,
+        content: &Content,
+    ) -> Option<IngestOutcome> {
         let id = document_id(customer, &source.source_uri);
-        let (tokenizer, target) = (self.embed.tokenizer().clone(), self.config.chunk_tokens);
-        let room = target.min(self.embed.info().max_tokens.saturating_sub(8).max(16));
-        let blocks = document.blocks;
-        let work = move || {
-            let chunks = chunk::chunk(&blocks, &tokenizer, room);
-            let sample: String =
-                chunks.iter().take(20).map(|chunk| chunk.text.as_str()).collect::<Vec<_>>().join(" ");
-            let language = language::detect(&sample);
-            let texts: Vec<String> = chunks.iter().map(Chunk::embed_text).collect();
-            let terms: Vec<String> = texts.iter().map(|text| analyze::terms(text, language)).collect();
-            let hashes: Vec<String> =
-                texts.iter().map(|text| hex::encode(Sha256::digest(text.as_bytes()))).collect();
-            (chunks, language, texts, terms, hashes)
+        let old = snapshot.document(&id).filter(|old| {
+            old.content_sha256 == content.sha256
+                && (old.parser.as_str(), &old.chunker, &old.embedder)
+                    == (PARSER, &self.chunker(), &self.embed.fingerprint())
+        })?;
+        let inside = match old.media_type.as_deref() {
+            Some("application/zip") => descendants(snapshot, &id),
+            _ => Vec::new(),
         };
-        let (chunks, language, texts, terms, hashes) =
-            tokio::task::spawn_blocking(work).await.map_err(|error| IngestError::Refused {
-                name: source.name.clone(),
-                reason: format!("cutting it into chunks failed: {error}"),
-            })?;
-        let embedder = self.embed.fingerprint();
-        let wanted: HashSet<String> = hashes.iter().cloned().collect();
-        let mut known = snapshot.reusable_vectors(&id, &embedder, &wanted).await?;
-        self.embed_missing(&texts, &hashes, &mut known).await?;
-        let ingest = ingest_id();
-        let chunker = self.chunker();
-        let rows: Vec<ChunkRow> = chunks
-            .iter()
-            .zip(&hashes)
-            .zip(0..)
-            .map(|((chunk, hash), ordinal)| ChunkRow {
-                chunk_id: chunk_id(&id, &sha256, &chunker, ordinal),
-                ingest_id: ingest.clone(),
-                document_id: id.clone(),
-                ordinal,
-                kind: chunk.kind.name().to_owned(),
-                heading_path: chunk.heading_path.clone(),
-                header: chunk.header.clone(),
-                text: chunk.text.clone(),
-                embed_text_hash: hash.clone(),
-                token_count: chunk.tokens as i32,
-                language: language.map(str::to_owned),
-                page_start: chunk.place.page,
-                page_end: chunk.place.page,
-                sheet: chunk.place.sheet.clone(),
-                cell_range: chunk.cell_range(),
-                xml_path: chunk.place.xml_path.clone(),
-                char_start: chunk.place.chars.map(|chars| chars.0),
-                char_end: chunk.place.chars.map(|chars| chars.1),
-                ..ChunkRow::default()
+        let chunks = inside.iter().map(|child| child.chunk_count).sum::<i32>() + old.chunk_count;
+        Some(IngestOutcome {
+            document_id: id,
+            version: snapshot.version(),
+            chunks: chunks as usize,
+            children: inside.len(),
+            unchanged: true,
+            warnings: old.warnings,
+        })
+    }
+
+    /// Chunks, embeds and commits; outcomes by the files' places in the group.
+    async fn write(
+        &self,
+        customer: &str,
+        lake: &Lake,
+        snapshot: &Snapshot,
+        trees: Vec<Tree>,
+        progress: &(dyn Fn(&str) + Sync),
+    ) -> Result<Vec<(usize, Result<IngestOutcome, IngestError>)>, IngestError> {
+        let (mut outcomes, mut heads, mut files) = (Vec::new(), Vec::new(), Vec::new());
+        for Tree { at, files: tree } in trees {
+            match tree {
+                Ok(tree) => {
+                    heads.push((at, files.len(), tree.len()));
+                    files.extend(tree);
+                }
+                Err(error) => outcomes.push((at, Err(error))),
+            }
+        }
+        if heads.is_empty() {
+            return Ok(outcomes);
+        }
+        let cuts = self.cut_all(files).await?;
+        progress(&format!("embedding {} documents", cuts.len()));
+        let vectors = self.vectors(customer, snapshot, &cuts).await?;
+        let mut originals = self.store_originals(lake, &cuts).await?.into_iter();
+        let changes: Vec<DocumentChange> = cuts
+            .into_iter()
+            .map(|cut| {
+                let original = if cut.parsed.parent.is_none() { originals.next() } else { None };
+                DocumentChange::Put(Box::new(self.bundle(customer, cut, original, &vectors)))
             })
             .collect();
-        let vectors = hashes.iter().flat_map(|hash| known.get(hash).cloned().unwrap_or_default()).collect();
-        let row = DocumentRow {
-            document_id: id,
-            ingest_id: ingest,
-            source_uri: source.source_uri,
-            name: source.name,
-            parent_document_id: parent,
-            original,
-            content_sha256: sha256,
-            size_bytes: size as i64,
-            media_type: Some(document.media_type),
-            language: language.map(str::to_owned),
-            title: document.title,
-            collections: source.collections,
-            acl: source.acl,
-            page_count: document.page_count,
-            chunk_count: rows.len() as i32,
-            token_count: rows.iter().map(|row| i64::from(row.token_count)).sum(),
-            parser: PARSER.to_owned(),
-            chunker,
-            embedder,
-            ingested_at: chrono::Utc::now().timestamp_micros(),
-            warnings: document.warnings,
-            ..DocumentRow::default()
-        };
-        Ok(DocumentBundle { document: row, chunks: rows, terms, vectors })
+        let rows: Vec<(String, usize, Vec<String>)> = changes.iter().filter_map(head).collect();
+        progress("committing");
+        let receipt = lake.commit(changes).await?;
+        for (at, first, count) in heads {
+            let tree = &rows[first..first + count];
+            outcomes.push((
+                at,
+                Ok(IngestOutcome {
+                    document_id: tree[0].0.clone(),
+                    version: receipt.version,
+                    chunks: tree.iter().map(|row| row.1).sum(),
+                    children: count - 1,
+                    unchanged: receipt.applied.get(first) == Some(&Applied::Unchanged),
+                    warnings: tree[0].2.clone(),
+                }),
+            ));
+        }
+        Ok(outcomes)
     }
 
-    /// Embeds each distinct text that has no vector yet, once.
-    async fn embed_missing(
-        &self,
-        texts: &[String],
-        hashes: &[String],
-        known: &mut HashMap<String, Vec<f32>>,
-    ) -> Result<(), IngestError> {
-        let mut missing: Vec<(&String, &String)> = Vec::new();
-        let mut seen = HashSet::new();
-        for (hash, text) in hashes.iter().zip(texts) {
-            if !known.contains_key(hash) && seen.insert(hash) {
-                missing.push((hash, text));
-            }
-        }
-        for part in missing.chunks(EMBED_BATCH) {
-            let texts = part.iter().map(|(_, text)| (*text).clone()).collect();
-            let vectors = self.embed.embed(InputKind::Passage, texts, Priority::Bulk).await?;
-            known.extend(part.iter().map(|(hash, _)| (*hash).clone()).zip(vectors));
-        }
-        Ok(())
+    /// Keeps the bytes of the files that are not inside others. A file that was refused leaves none.
+    async fn store_originals(&self, lake: &Lake, cuts: &[Cut]) -> Result<Vec<String>, IngestError> {
+        let stores: Vec<_> = cuts
+            .iter()
+            .filter(|cut| cut.parsed.parent.is_none())
+            .map(|cut| lake.store_original(cut.parsed.source.path.clone()))
+            .collect();
+        let stored: Vec<_> = stream::iter(stores).buffered(STORE_AT_A_TIME).try_collect().await?;
+        Ok(stored.into_iter().map(|original| original.path).collect())
     }
 
     /// Deletes a document and the files inside it; false when there is none.
@@ -352,18 +292,43 @@ impl Pipeline {
     }
 }
 
-/// SHA-256 and size of a file.
-async fn digest(path: &std::path::Path) -> Result<(String, u64), IngestError> {
-    let path = path.to_owned();
-    let named = path.display().to_string();
-    let read = move || {
-        let (mut file, mut hasher) = (std::fs::File::open(&path)?, Sha256::new());
-        let size = std::io::copy(&mut file, &mut hasher)?;
-        Ok::<_, std::io::Error>((hex::encode(hasher.finalize()), size))
-    };
-    tokio::task::spawn_blocking(read)
-        .await
-        .map_err(std::io::Error::other)
-        .and_then(|result| result)
-        .map_err(|source| IngestError::Io { path: named, source })
+/// Id, number of chunks and warnings of a document that is put.
+fn head(change: &DocumentChange) -> Option<(String, usize, Vec<String>)> {
+    match change {
+        DocumentChange::Put(bundle) => {
+            let row = &bundle.document;
+            Some((row.document_id.clone(), bundle.chunks.len(), row.warnings.clone()))
+        }
+        DocumentChange::Delete { .. } => None,
+    }
 }
+
+/// All documents inside a document.
+fn descendants(snapshot: &Snapshot, id: &str) -> Vec<DocumentRow> {
+    let mut children = snapshot.documents(&DocumentFilter::default(), usize::MAX, 0);
+    children.retain(|document| document.parent_document_id.is_some());
+    let (mut open, mut found) = (vec![id.to_owned()], Vec::new());
+    while let Some(parent) = open.pop() {
+        let inside = children.iter().filter(|child| child.parent_document_id.as_ref() == Some(&parent));
+        for child in inside {
+            open.push(child.document_id.clone());
+            found.push(child.clone());
+        }
+    }
+    found
+}
+
+/// Where what is not finished lies in a customer's folder.
+pub(super) fn scratch_dir(lake: &Path) -> PathBuf {
+    lake.join("tmp")
+}
+
+fn scratch(lake: &Path) -> Result<tempfile::TempDir, IngestError> {
+    let dir = scratch_dir(lake);
+    std::fs::create_dir_all(&dir)
+        .and_then(|()| tempfile::tempdir_in(&dir))
+        .map_err(|source| IngestError::Io { path: dir.display().to_string(), source })
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -194,36 +194,43 @@ impl Snapshot {
         Ok(None)
     }
 
-    /// Vectors that a document's last version has for chunks whose embedded text is one of `hashes`, by hash; none
-    /// when another embedder made them.
+    /// Vectors that the last versions of `documents` have for chunks whose embedded text is one of `hashes`, by hash;
+    /// none when another embedder made them.
     ///
     /// # Errors
     /// What reading them said.
     pub async fn reusable_vectors(
         &self,
-        document_id: &str,
+        documents: &[String],
         embedder: &str,
         hashes: &HashSet<String>,
     ) -> Result<HashMap<String, Vec<f32>>> {
         let mut found = HashMap::new();
-        let (Some(vectors), Some(document)) = (&self.state.vectors, self.state.row(document_id)) else {
-            return Ok(found);
-        };
-        if self.embedder() != Some(embedder) || hashes.is_empty() {
-            return Ok(found);
-        }
-        let chunks = self.chunks(document_id).await?;
-        let wanted: HashMap<&str, &str> = chunks
+        let Some(vectors) = &self.state.vectors else { return Ok(found) };
+        let ingests: HashSet<&str> = documents
             .iter()
-            .filter(|chunk| hashes.contains(&chunk.embed_text_hash))
-            .map(|chunk| (chunk.chunk_id.as_str(), chunk.embed_text_hash.as_str()))
+            .filter_map(|id| self.state.row(id))
+            .map(|document| document.ingest_id.as_str())
             .collect();
-        if wanted.is_empty() {
+        if self.embedder() != Some(embedder) || hashes.is_empty() || ingests.is_empty() {
             return Ok(found);
         }
-        for (chunk_id, vector) in vectors.vectors_of(&document.ingest_id).await? {
-            if let Some(hash) = wanted.get(chunk_id.as_str()) {
-                found.insert((*hash).to_owned(), vector);
+        let mut hash_of: HashMap<String, String> = HashMap::new();
+        for file in &self.state.chunk_files {
+            if ingests.iter().any(|ingest| file.may_have(ingest)) {
+                let file = self.lake.chunk_file(&file.path).await?;
+                let wanted = file.rows.iter().filter(|chunk| {
+                    ingests.contains(chunk.ingest_id.as_str()) && hashes.contains(&chunk.embed_text_hash)
+                });
+                hash_of.extend(wanted.map(|chunk| (chunk.chunk_id.clone(), chunk.embed_text_hash.clone())));
+            }
+        }
+        if hash_of.is_empty() {
+            return Ok(found);
+        }
+        for (chunk_id, vector) in vectors.vectors_of(&ingests).await? {
+            if let Some(hash) = hash_of.remove(&chunk_id) {
+                found.insert(hash, vector);
             }
         }
         Ok(found)

@@ -144,16 +144,22 @@ impl Vectors {
         Ok(all)
     }
 
-    /// Chunks of one version of a document, with their vectors.
-    pub(super) async fn vectors_of(&self, ingest_id: &str) -> Result<Vec<(String, Vec<f32>)>> {
-        let mut scanner = self.dataset.scan();
-        scanner.project(&["chunk_id", "vector"])?.filter(&in_list(&[ingest_id.to_owned()]))?;
-        let batches: Vec<RecordBatch> = scanner.try_into_stream().await?.try_collect().await?;
+    /// Chunks of these versions of documents, with their vectors.
+    pub(super) async fn vectors_of(
+        &self,
+        ingest_ids: &std::collections::HashSet<&str>,
+    ) -> Result<Vec<(String, Vec<f32>)>> {
+        let ids: Vec<String> = ingest_ids.iter().map(|id| (*id).to_owned()).collect();
         let mut all = Vec::new();
-        for batch in &batches {
-            let numbers = numbers(batch)?;
-            let vectors = numbers.chunks_exact(self.dim().max(1)).map(<[f32]>::to_vec);
-            all.extend(strings(batch, "chunk_id").into_iter().zip(vectors));
+        for part in ids.chunks(500) {
+            let mut scanner = self.dataset.scan();
+            scanner.project(&["chunk_id", "vector"])?.filter(&in_list(part))?;
+            let batches: Vec<RecordBatch> = scanner.try_into_stream().await?.try_collect().await?;
+            for batch in &batches {
+                let numbers = numbers(batch)?;
+                let vectors = numbers.chunks_exact(self.dim().max(1)).map(<[f32]>::to_vec);
+                all.extend(strings(batch, "chunk_id").into_iter().zip(vectors));
+            }
         }
         Ok(all)
     }

@@ -19,25 +19,13 @@ pub(super) async fn upload(
 ) -> Result<Response, ApiError> {
     let mut form =
         form.map_err(|error| ApiError::bad_request(format!("send multipart/form-data: {error}")))?;
-    let (id, folder) = state.jobs.prepare(&customer)?;
-    match receive(&state, &mut form, &folder).await {
-        Ok(files) => {
-            let (jobs, customer, job) = (state.jobs.clone(), customer.clone(), id.clone());
-            let runtime = tokio::runtime::Handle::current();
-            let submit = tokio::task::spawn_blocking(move || {
-                let _entered = runtime.enter();
-                jobs.submit(&customer, &job, files)
-            });
-            let job = submit.await.map_err(|error| ApiError::internal(&error))??;
-            let body = json!({"job_id": id, "customer_id": job.customer, "status": job.status, "files": job.files,
-                "status_url": format!("/api/jobs/{id}")});
-            Ok((StatusCode::ACCEPTED, Json(body)).into_response())
-        }
-        Err(error) => {
-            let _ = tokio::fs::remove_dir_all(&folder).await;
-            Err(error)
-        }
-    }
+    // Dropped on an error or with the connection, it takes with it what was received.
+    let upload = state.jobs.prepare(&customer).await?;
+    let files = receive(&state, &mut form, upload.folder()).await?;
+    let job = state.jobs.submit(upload, files).await?;
+    let body = json!({"job_id": job.id, "customer_id": job.customer, "status": job.status, "files": job.files,
+        "status_url": format!("/api/jobs/{}", job.id)});
+    Ok((StatusCode::ACCEPTED, Json(body)).into_response())
 }
 
 async fn receive(
@@ -62,6 +50,12 @@ async fn receive(
         let name = field.file_name().unwrap_or("").rsplit(['/', '\\']).next().unwrap_or("").trim().to_owned();
         if name.is_empty() {
             return Err(ApiError::invalid("files", "every file needs a name"));
+        }
+        if files.contains(&name) {
+            return Err(ApiError::invalid(
+                "files",
+                format!("two files are named `{name}`, and the name is the document's identity: rename one"),
+            ));
         }
         let mut file = tokio::fs::File::create(folder.join(files.len().to_string())).await.map_err(failed)?;
         let mut size = 0;
@@ -92,6 +86,7 @@ pub(super) async fn job(
     let job = state
         .jobs
         .status(&customer, &id)
+        .await
         .ok_or_else(|| ApiError::not_found(format!("there is no job `{id}`")))?;
     Ok(Json(json!(job)))
 }
