@@ -30,7 +30,7 @@ pub(super) struct GenerateArgs {
 
 pub(super) fn run(settings: Settings, args: GenerateArgs) -> anyhow::Result<ExitCode> {
     let runtime = super::parts::runtime()?;
-    let (generator, _engine) = super::parts::generator(&settings)?;
+    let (generator, _engine) = super::parts::generator(&settings, None)?;
     let prompt = match args.chat {
         true => Prompt::chat(vec![json!({"role": "user", "content": args.prompt})]),
         false => Prompt::Text(args.prompt),

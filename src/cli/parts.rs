@@ -13,8 +13,8 @@ use crate::engine::{EngineConfig, EngineThread, ModelRunner, SamplingParams};
 use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
 use crate::lake::{LakeConfig, Lakes};
 use crate::model::{
-    Decoder, Encoder, Exec, GgufVocab, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
-    TokenizerSource,
+    Decoder, Encoder, Exec, Gate, GgufVocab, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig,
+    ModelSource, TokenizerSource,
 };
 use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
 use crate::server::AppState;
@@ -81,6 +81,8 @@ struct Window {
 impl Window {
     /// The window where none is asked for.
     const DEFAULT: usize = 8192;
+    /// Bytes of cache for sequences beyond the first, where nobody says otherwise.
+    const CACHE: usize = 512 << 20;
 
     /// What is possible of what is asked for, in tokens and bytes; says so where that is less.
     fn plan(
@@ -101,8 +103,9 @@ impl Window {
                 "the window is {fits} tokens of the model's {max_positions}: --max-model-len sets it"
             );
         }
-        let for_eight = fits.div_ceil(KvSpec::BLOCK_SIZE).saturating_mul(8 * block_bytes);
-        let blocks = kv_bytes.unwrap_or(for_eight.min(1 << 30)) / block_bytes;
+        let for_one = fits.div_ceil(KvSpec::BLOCK_SIZE).saturating_mul(block_bytes);
+        let by_default = for_one.saturating_mul(8).min(for_one.max(Window::CACHE));
+        let blocks = kv_bytes.unwrap_or(by_default) / block_bytes;
         anyhow::ensure!(blocks > 0, "--kv-cache-mb is too small for one block of {} KiB", block_bytes >> 10);
         // Places in the cache are counted in 32 bits.
         anyhow::ensure!(
@@ -121,7 +124,12 @@ impl Window {
 }
 
 /// Loads the generator and starts its engine.
-pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, EngineThread)> {
+///
+/// Its steps hold `gate`, if there is one, so that bulk embedding makes way.
+pub(super) fn generator(
+    settings: &Settings,
+    gate: Option<Arc<Gate>>,
+) -> anyhow::Result<(Generator, EngineThread)> {
     compute_threads(settings);
     let model = settings.need_model()?;
     let source = ModelSource::open(&model.location.path)?;
@@ -176,7 +184,11 @@ pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, Engin
         };
         let decoder = Decoder::load(&source, options).map_err(|error| error.to_string())?;
         let kv = KvCache::new(decoder.kv_spec(), blocks).map_err(|error| error.to_string())?;
-        Ok(ModelRunner::new(decoder, kv, max_model_len))
+        let runner = ModelRunner::new(decoder, kv, max_model_len);
+        Ok(match gate {
+            Some(gate) => runner.with_gate(gate),
+            None => runner,
+        })
     };
     let config = EngineConfig {
         max_num_seqs: limits.max_num_seqs,
@@ -191,7 +203,12 @@ pub(super) fn generator(settings: &Settings) -> anyhow::Result<(Generator, Engin
 }
 
 /// Loads the embedder and starts its thread.
-pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, EmbedThread)> {
+///
+/// Its bulk passes wait at `gate`, if there is one.
+pub(super) fn embedder(
+    settings: &Settings,
+    gate: Option<Arc<Gate>>,
+) -> anyhow::Result<(EmbedHandle, EmbedThread)> {
     compute_threads(settings);
     let embedder = settings.need_embedder()?;
     let source = ModelSource::open(&embedder.location.path)?;
@@ -227,7 +244,11 @@ pub(super) fn embedder(settings: &Settings) -> anyhow::Result<(EmbedHandle, Embe
             exec: Exec::simd(threads),
             progress: Some(progress(&label)),
         };
-        Encoder::load(&source, options).map_err(|error| error.to_string())
+        let mut encoder = Encoder::load(&source, options).map_err(|error| error.to_string())?;
+        if let Some(gate) = gate {
+            encoder.set_gate(gate);
+        }
+        Ok(encoder)
     };
     Ok(crate::embed::start(EmbedConfig { max_batch_tokens: 512 }, tokenizer, info, build)?)
 }
@@ -299,10 +320,11 @@ pub(super) fn pipeline(
 /// All of a server. The threads must outlive it.
 pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<EngineThread>, EmbedThread)> {
     let metrics = Metrics::new();
-    let (embed, embed_thread) = embedder(settings)?;
+    let gate = Arc::new(Gate::new());
+    let (embed, embed_thread) = embedder(settings, Some(gate.clone()))?;
     let (generator, engine_thread) = match settings.model {
         Some(_) => {
-            let (generator, thread) = generator(settings)?;
+            let (generator, thread) = generator(settings, Some(gate))?;
             (Some(generator.measured(metrics.clone())), Some(thread))
         }
         None => (None, None),

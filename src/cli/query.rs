@@ -34,11 +34,11 @@ pub(super) fn run(settings: Settings, args: QueryArgs) -> anyhow::Result<ExitCod
     let mode: Mode = serde_json::from_value(serde_json::Value::String(args.mode.clone()))
         .map_err(|_| anyhow::anyhow!("--mode is `{}`, but must be vector, text or hybrid", args.mode))?;
     let runtime = super::parts::runtime()?;
-    let (embed, _embed_thread) = super::parts::embedder(&settings)?;
+    let (embed, _embed_thread) = super::parts::embedder(&settings, None)?;
     let (generator, _engine) = match args.no_answer {
         true => (None, None),
         false => {
-            let (generator, thread) = super::parts::generator(&settings)?;
+            let (generator, thread) = super::parts::generator(&settings, None)?;
             (Some(generator), Some(thread))
         }
     };

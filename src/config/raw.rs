@@ -66,7 +66,7 @@ raw_settings! {
     /// The longest prompt plus answer, in tokens (default: the model's own, at most 8192).
     #[arg(long, env = "TARN_MAX_MODEL_LEN", value_name = "TOKENS", global = true)]
     max_model_len: usize,
-    /// Memory for the KV cache in MiB (default: enough for 8 sequences of full length, at most 1024).
+    /// Memory for the KV cache in MiB (default: 8 sequences of full length, at most 512 or one of them).
     #[arg(long, env = "TARN_KV_CACHE_MB", value_name = "MIB", global = true)]
     kv_cache_mb: usize,
     /// Most sequences in one engine step (default: 64).

@@ -226,7 +226,10 @@ fn engine(raw: &RawSettings) -> Result<EngineSettings, ConfigError> {
     }
     Ok(EngineSettings {
         max_model_len: raw.max_model_len,
-        kv_cache_bytes: raw.kv_cache_mb.map(|mb| mb << 20),
+        kv_cache_bytes: raw
+            .kv_cache_mb
+            .map(|mb| in_range("kv-cache-mb", mb, 1, 1 << 24, "1 to 16777216").map(|mb| mb << 20))
+            .transpose()?,
         max_num_seqs,
         max_num_batched_tokens: batched,
         max_waiting: in_range("max-waiting", raw.max_waiting.unwrap_or(1024), 1, 1 << 20, "1 to 1048576")?,

@@ -221,7 +221,7 @@ impl Pipeline {
     async fn write(
         &self,
         customer: &str,
-        lake: &Lake,
+        lake: &Arc<Lake>,
         snapshot: &Snapshot,
         trees: Vec<Tree>,
         progress: &(dyn Fn(&str) + Sync),
@@ -271,7 +271,7 @@ impl Pipeline {
     }
 
     /// Keeps the bytes of the files that are not inside others. A file that was refused leaves none.
-    async fn store_originals(&self, lake: &Lake, cuts: &[Cut]) -> Result<Vec<String>, IngestError> {
+    async fn store_originals(&self, lake: &Arc<Lake>, cuts: &[Cut]) -> Result<Vec<String>, IngestError> {
         let stores: Vec<_> = cuts
             .iter()
             .filter(|cut| cut.parsed.parent.is_none())

@@ -24,5 +24,5 @@ pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::ModelError;
 pub use source::{GenerationConfig, GgufVocab, ModelSource, ModelSummary, TokenizerSource};
-pub use tarn_kernels::{Exec, Pooling, SeqSpan, Team};
+pub use tarn_kernels::{Exec, Gate, Pooling, SeqSpan, Team};
 pub use weights::{DtypeChoice, LoadOptions, LoadProgress};

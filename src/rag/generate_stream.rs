@@ -334,6 +334,9 @@ impl GenerateStream {
 
     /// Nothing more is wanted: cancels the request and accounts for it here.
     fn finish_early(&mut self) {
+        if let Some(events) = self.events.take() {
+            events.stop();
+        }
         let now = Instant::now();
         let first = self.first_token.unwrap_or(now);
         self.done(Usage {

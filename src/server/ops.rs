@@ -25,6 +25,9 @@ pub(super) async fn ready(State(state): State<AppState>) -> Result<Json<Value>, 
     if state.draining.load(Ordering::SeqCst) {
         return Err(ApiError::unavailable("the server is stopping"));
     }
+    if state.generator.as_ref().is_some_and(|generator| !generator.engine().is_alive()) {
+        return Err(ApiError::unavailable("the engine has ended: restart the server"));
+    }
     Ok(Json(json!({
         "status": "ready",
         "model": state.generator.as_ref().map(|generator| generator.name().to_owned()),

@@ -1,8 +1,7 @@
 """Perplexity of perplexity.txt: by llama.cpp for a GGUF, by transformers for a Hugging Face folder.
 
-    python perplexity.py MODEL.gguf perplexity.txt [--f32-cache] [--ids ids.json]        (llama-cpp-python, CPU)
-    python perplexity.py smollm2-f32 perplexity.txt [--ids ids.json] > perplexity_smollm2.json
-                                     (transformers 5.24.0, torch 2.15.0, tokenizers 0.23.3; CPU, f32, eager attention)
+    python perplexity.py smollm2-f32 smollm2.Q8_0.gguf perplexity.txt > perplexity.json
+        (transformers 5.24.0, torch 2.15.0, f32, eager attention; llama-cpp-python, CPU, f16 cache)
 
 The whole text is tokenised at once as UTF-8, exactly as it lies on disk (the last newline included), without BOS or
 EOS and without reading special tokens out of the text. The ids are cut into consecutive chunks of 512; a last, shorter
@@ -33,12 +32,11 @@ def nll(logits, ids):
     return total - logits[np.arange(CHUNK - 1), np.asarray(ids[1:])]
 
 
-def llama_cpp(model, text, f32_cache):
+def llama_cpp(model, text):
     import llama_cpp
 
-    extra = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32} if f32_cache else {}
     llama = llama_cpp.Llama(model_path=model, n_ctx=CHUNK, n_batch=CHUNK, n_ubatch=CHUNK, n_gpu_layers=0, n_threads=2,
-                            n_threads_batch=2, logits_all=True, verbose=False, **extra)
+                            n_threads_batch=2, logits_all=True, verbose=False)
     ids = llama.tokenize(text, add_bos=False, special=False)
 
     def logits(chunk):
@@ -47,7 +45,7 @@ def llama_cpp(model, text, f32_cache):
         assert llama.n_tokens == CHUNK
         return np.array(llama.scores[:CHUNK])  # [n_ctx, n_vocab] because of logits_all; row i follows token i
 
-    return ids, logits, f"llama-cpp-python {llama_cpp.__version__}, {'f32' if f32_cache else 'f16'} cache"
+    return ids, logits, f"llama-cpp-python {llama_cpp.__version__}"
 
 
 def transformers(folder, text):
@@ -70,25 +68,20 @@ def transformers(folder, text):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("model")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("text")
-    parser.add_argument("--f32-cache", action="store_true", help="llama.cpp's cache in f32 instead of f16")
-    parser.add_argument("--ids", help="also write the token ids of the whole text to this file")
     arguments = parser.parse_args()
     with open(arguments.text, "rb") as file:
         text = file.read()
-    if os.path.isdir(arguments.model):
-        ids, logits, engine = transformers(arguments.model, text)
-    else:
-        ids, logits, engine = llama_cpp(arguments.model, text, arguments.f32_cache)
-    if arguments.ids:
-        with open(arguments.ids, "w", encoding="utf-8") as file:
-            json.dump(ids, file, separators=(",", ":"))
-    values = [nll(logits(chunk), chunk) for chunk in chunks(ids)]
-    print(json.dumps({"generator": "perplexity.py", "engine": engine, "model": os.path.basename(arguments.model),
-                      "tokens": len(ids), "chunks": len(values),
-                      "chunk_nll": [round(float(value.mean()), 6) for value in values],
-                      "perplexity": round(float(np.exp(np.concatenate(values).mean())), 6)}))
+    golden, results = None, []
+    for model in arguments.models:
+        ids, logits, engine = (transformers if os.path.isdir(model) else llama_cpp)(model, text)
+        golden = golden or ids
+        assert ids == golden, f"{model} tokenises the text in another way"
+        values = np.concatenate([nll(logits(chunk), chunk) for chunk in chunks(ids)])
+        results.append({"model": os.path.basename(model.rstrip("/")), "engine": engine,
+                        "perplexity": round(float(np.exp(values.mean())), 6)})
+    print(json.dumps({"generator": "perplexity.py", "results": results, "ids": golden}, separators=(",", ":")))
 
 
 if __name__ == "__main__":
