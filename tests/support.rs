@@ -10,7 +10,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 /// The built program.
-pub const TARN: &str = env!("CARGO_BIN_EXE_tarn");
+pub(crate) const TARN: &str = env!("CARGO_BIN_EXE_tarn");
 
 /// Element `at` of the tensor `name`, in [-0.5, 0.5); `tests/golden/seeded.py` has the same.
 fn value(name: &str, at: u64) -> f32 {
@@ -107,7 +107,7 @@ fn tensors(config: &Value) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Writes the model that `config` describes, in `shards` files (with an index where there are several).
-pub fn write_model(dir: &Path, config: &Value, shards: usize) {
+pub(crate) fn write_model(dir: &Path, config: &Value, shards: usize) {
     std::fs::create_dir_all(dir).expect("folder");
     std::fs::write(dir.join("config.json"), config.to_string()).expect("config.json");
     let all = tensors(config);
@@ -133,7 +133,7 @@ pub fn write_model(dir: &Path, config: &Value, shards: usize) {
 }
 
 /// Writes a small BERT embedder with a word-piece tokenizer that knows letters and digits.
-pub fn write_embedder(dir: &Path) {
+pub(crate) fn write_embedder(dir: &Path) {
     let mut vocab: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"].map(str::to_owned).to_vec();
     for c in ('a'..='z').chain('0'..='9') {
         vocab.push(c.to_string());
@@ -172,7 +172,7 @@ pub fn write_embedder(dir: &Path) {
 }
 
 /// The folder of real files, or a line that says what was not run.
-pub fn test_data(what: &str) -> Option<PathBuf> {
+pub(crate) fn test_data(what: &str) -> Option<PathBuf> {
     let dir =
         std::env::var_os("TARN_TEST_DATA").map_or_else(|| PathBuf::from("../shared/data"), PathBuf::from);
     let found = Some(dir.join(what)).filter(|path| path.exists());
@@ -183,7 +183,7 @@ pub fn test_data(what: &str) -> Option<PathBuf> {
 }
 
 /// A command with the settings that every test shares and nothing of this environment.
-pub fn tarn(embedder: &Path, lake: &Path) -> Command {
+pub(crate) fn tarn(embedder: &Path, lake: &Path) -> Command {
     let mut command = Command::new(TARN);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TARN_")) {
         command.env_remove(name);
@@ -194,15 +194,15 @@ pub fn tarn(embedder: &Path, lake: &Path) -> Command {
 
 /// A running `tarn serve`, killed when it is dropped.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     /// `http://ADDRESS`.
-    pub url: String,
+    pub(crate) url: String,
 }
 
 impl Server {
     /// Starts it on a free port and waits until it says that it is up.
-    pub fn start(mut command: Command) -> Server {
+    pub(crate) fn start(mut command: Command) -> Server {
         let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .stdout(Stdio::null())
@@ -225,7 +225,7 @@ impl Server {
     }
 
     /// SIGKILL: no destructor, no signal handler.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("kills");
         self.child.wait().expect("ends");
     }
@@ -239,7 +239,7 @@ impl Drop for Server {
 }
 
 /// Asks until `ready` says so; panics after a minute.
-pub async fn eventually<T>(what: &str, mut ready: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut ready: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = ready().await {

@@ -1,8 +1,8 @@
 //! The one transaction: documents, chunks and vectors change together or not at all.
 //!
-//! 1. The lock. 2. What a dead writer left is repaired. 3. Lance: append, then delete replaced rows. 4. Chunks. All of
-//! it is synced. 5. Documents with the pins: **the commit point.** 6. Synced again, the lock is released, the caller is
-//! told. Parsing and embedding, which take long, come before (decision 004).
+//! Under the lock: what a dead writer left is repaired; Lance gets the new rows and loses the replaced ones; then the
+//! chunks change; all of it is synced. Then the documents with the pins: **the commit point.** That is synced too, the
+//! lock is released, the caller is told. Parsing and embedding, which take long, come before (decision 004).
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
