@@ -38,7 +38,7 @@ unit:
 	$(CARGO) test --locked --workspace --doc --quiet
 
 doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --quiet
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
 
 bench: build ## the figures of docs/BENCHMARKS.md that need no peer
 	$(CARGO) bench --locked -p tarn-kernels

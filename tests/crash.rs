@@ -5,6 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arrow::array::{Array, StringArray};
@@ -130,7 +132,6 @@ struct Known {
     acceptable: Acceptable,
     /// An upload that was accepted (202) and not seen done: the next server must finish it.
     promised: Option<(String, String)>,
-    acknowledged: usize,
 }
 
 struct Random(u64);
@@ -152,7 +153,12 @@ async fn answer(request: reqwest::RequestBuilder) -> Option<Value> {
 }
 
 /// Adds, replaces and deletes documents until the server no longer answers; returns what may be seen then.
-async fn change_until_killed(url: String, acceptable: Acceptable, mut random: Random) -> Known {
+async fn change_until_killed(
+    url: String,
+    acceptable: Acceptable,
+    mut random: Random,
+    acknowledged: Arc<AtomicUsize>,
+) -> Known {
     let client = reqwest::Client::new();
     let mut known = Known { acceptable, ..Known::default() };
     loop {
@@ -165,18 +171,18 @@ async fn change_until_killed(url: String, acceptable: Acceptable, mut random: Ra
             paragraphs.join(" ")
         });
         known.acceptable.entry(name.clone()).or_insert_with(|| vec![None]).push(text.clone());
-        let acknowledged = match &text {
+        let answered = match &text {
             Some(text) => upload(&client, &url, &name, text, &mut known.promised).await,
             None => {
                 let id = tarn::lake::document_id("default", &name);
                 delete(&client, &format!("{url}/api/documents/{id}")).await
             }
         };
-        if acknowledged.is_none() {
+        if answered.is_none() {
             return known;
         }
         known.acceptable.insert(name, vec![text]);
-        known.acknowledged += 1;
+        acknowledged.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -230,7 +236,7 @@ async fn fifty_kills_at_random_moments_lose_nothing_acknowledged_and_show_nothin
     write_embedder(&embedder);
     let mut known = Known::default();
     let mut random = Random(7);
-    let mut acknowledged = 0;
+    let acknowledged = Arc::new(AtomicUsize::new(0));
     for kill in 0..50_u64 {
         let server = Server::start(tarn(&embedder, &lake));
         eventually("unfinished jobs", async || jobs_are_done(&lake)).await;
@@ -244,8 +250,15 @@ async fn fifty_kills_at_random_moments_lose_nothing_acknowledged_and_show_nothin
             assert!(acceptable.contains(&now), "after kill {kill}: {name} is {now:?}, not {acceptable:?}");
             *acceptable = vec![now];
         }
-        let changes = tokio::spawn(change_until_killed(server.url.clone(), known.acceptable, Random(kill)));
-        tokio::time::sleep(Duration::from_micros(random.below(400_000))).await;
+        let wanted = acknowledged.load(Ordering::SeqCst) + random.below(3) as usize;
+        let changes =
+            change_until_killed(server.url.clone(), known.acceptable, Random(kill), acknowledged.clone());
+        let changes = tokio::spawn(changes);
+        eventually("acknowledgements", async || {
+            (acknowledged.load(Ordering::SeqCst) >= wanted).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_micros(random.below(150_000))).await;
         server.kill();
         known = changes.await.expect("changes");
         let documents = whole_documents(&lake).await;
@@ -256,9 +269,9 @@ async fn fifty_kills_at_random_moments_lose_nothing_acknowledged_and_show_nothin
                 "at kill {kill}: {name} is {now:?}, not one of {acceptable:?}"
             );
         }
-        acknowledged += known.acknowledged;
     }
-    assert!(acknowledged > 50, "the kills came too early to mean anything: {acknowledged}");
+    let acknowledged = acknowledged.load(Ordering::SeqCst);
+    assert!(acknowledged >= 40, "the kills came too early to mean anything: {acknowledged}");
 }
 
 #[tokio::test]

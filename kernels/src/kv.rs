@@ -57,7 +57,7 @@ impl KvCacheBuf {
     /// Zeroed blocks; memory is touched when a block is first written.
     ///
     /// # Errors
-    /// [`KernelError::OutOfMemory`].
+    /// [`KernelError::OutOfMemory`](crate::KernelError::OutOfMemory).
     pub fn new(layers: usize, blocks: usize, kv_heads: usize, head_dim: usize) -> Result<KvCacheBuf> {
         let shape = KvShape { blocks, kv_heads, head_dim };
         let layers = (0..layers)
@@ -81,7 +81,7 @@ impl KvCacheBuf {
     /// Layer `at`, to read.
     ///
     /// # Errors
-    /// [`KernelError::Index`].
+    /// [`KernelError::Index`](crate::KernelError::Index).
     pub fn layer(&self, at: usize) -> Result<KvLayer<'_>> {
         inside("kv_cache", "layer", at, self.layers.len())?;
         Ok(KvLayer { data: self.layers[at].as_f32()?, shape: self.shape })
@@ -90,7 +90,7 @@ impl KvCacheBuf {
     /// Layer `at`, to write.
     ///
     /// # Errors
-    /// [`KernelError::Index`].
+    /// [`KernelError::Index`](crate::KernelError::Index).
     pub fn layer_mut(&mut self, at: usize) -> Result<KvLayerMut<'_>> {
         inside("kv_cache", "layer", at, self.layers.len())?;
         Ok(KvLayerMut { data: self.layers[at].as_f32_mut()?, shape: self.shape })
@@ -99,7 +99,7 @@ impl KvCacheBuf {
     /// Copies block `from` over block `to` in all layers.
     ///
     /// # Errors
-    /// [`KernelError::Index`].
+    /// [`KernelError::Index`](crate::KernelError::Index).
     pub fn copy_block(&mut self, from: usize, to: usize) -> Result<()> {
         inside("kv_cache", "block", from.max(to), self.shape.blocks)?;
         let len = self.shape.block_elements();

@@ -6,8 +6,8 @@
 //! | [`exec`], [`team`] | how an op runs: the plain reference, or SIMD over a [`Team`] of threads |
 //! | [`gate`] | lets latency-bound work go before bulk work |
 //! | [`pack`], [`blocks`] | weights from any source to panels of 16 rows; the only writer of packed weights |
-//! | [`matmul`], [`expert_mlp`] | dense and grouped products |
-//! | [`kv`], [`paged_attention`], [`encoder_attention`] | the KV cache and attention over it |
+//! | [`mod@matmul`], [`expert_mlp`] | dense and grouped products |
+//! | [`kv`], [`mod@paged_attention`], [`mod@encoder_attention`] | the KV cache and attention over it |
 //! | the rest | one op a file |
 //!
 //! Every op takes an [`Exec`] first, checks shapes and index ranges, and never allocates, synchronises or reads

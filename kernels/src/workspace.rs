@@ -42,7 +42,7 @@ impl Workspace {
         })
     }
 
-    /// Adds scratch for [`crate::encoder_attention`] over batches of up to `tokens` of width `hidden`.
+    /// Adds scratch for [`crate::encoder_attention()`] over batches of up to `tokens` of width `hidden`.
     ///
     /// # Errors
     /// [`crate::KernelError::OutOfMemory`].

@@ -210,7 +210,8 @@ fn answer(task: Task) -> Answer {
     let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(run);
     match thread.map(std::thread::JoinHandle::join) {
         Ok(Ok(Ok(answer))) => answer,
-        _ => Err("the file is damaged: its parser gave up".to_owned()),
+        Ok(_) => Err("the file is damaged: its parser gave up".to_owned()),
+        Err(error) => Err(format!("there is too little memory to parse it ({error}): raise --parse-mb")),
     }
 }
 

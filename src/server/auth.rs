@@ -45,7 +45,11 @@ impl FromRequestParts<AppState> for Customer {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Customer, ApiError> {
-        let named = Query::<Named>::try_from_uri(&parts.uri).ok().and_then(|query| query.0.customer_id);
+        // A query that cannot be read must not fall back to another customer.
+        let named = Query::<Named>::try_from_uri(&parts.uri)
+            .map_err(|error| ApiError::invalid("customer_id", error.body_text()))?
+            .0
+            .customer_id;
         let header =
             parts.headers.get("x-customer-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
         let customer = named.or(header).unwrap_or_else(|| "default".to_owned());

@@ -226,6 +226,8 @@ async fn uploads_are_checked_and_kept() {
     assert_eq!(get(&fixture.state, &path).await.0, StatusCode::OK);
     assert_eq!(get(&fixture.state, "/api/jobs/../../x").await.0, StatusCode::NOT_FOUND);
     assert_eq!(get(&fixture.state, "/stats?customer_id=../x").await.0, StatusCode::BAD_REQUEST);
+    let twice = "/stats?customer_id=a&customer_id=b";
+    assert_eq!(get(&fixture.state, twice).await.0, StatusCode::BAD_REQUEST, "no other customer's answer");
 }
 
 #[tokio::test]

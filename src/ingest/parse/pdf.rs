@@ -1,7 +1,7 @@
 //! PDF: text by page.
 //!
 //! pdf-extract panics on what it does not expect, so each page is read by itself; and it follows whatever a page
-//! refers to, so what could lead it in circles is looked at first ([`guard`](super::pdf_guard)).
+//! refers to, so what could lead it in circles is looked at first ([`super::pdf_guard`]).
 
 use lopdf::{Dictionary, Document as Pdf, Object, ObjectId, dictionary};
 
