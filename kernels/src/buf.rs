@@ -34,10 +34,15 @@ impl DType {
 
 const ALIGN: usize = 64;
 
+/// What the system's allocator gives without being asked: only then are zeros fresh pages (calloc) and not written.
+const SYSTEM_ALIGN: usize = 16;
+
 /// Zeroed host memory, 64-byte aligned, with an element type and a row-major shape.
 ///
 /// Pages are touched when they are first written, so a large buffer that is never used costs no memory.
 pub struct Buf {
+    /// What was allocated; `start` lies in it.
+    base: NonNull<u8>,
     start: NonNull<u8>,
     bytes: usize,
     dtype: DType,
@@ -66,10 +71,12 @@ impl Buf {
             .try_fold(dtype.size(), |all, extent| all.checked_mul(*extent))
             .ok_or(KernelError::OutOfMemory { bytes: usize::MAX })?;
         let layout = Self::layout(bytes)?;
-        // SAFETY: `layout` has a non-zero size (`layout` rounds up to at least ALIGN).
-        let start = unsafe { alloc_zeroed(layout) };
-        let start = NonNull::new(start).ok_or(KernelError::OutOfMemory { bytes })?;
-        Ok(Buf { start, bytes, dtype, shape: shape.to_vec() })
+        // SAFETY: `layout` has a non-zero size (it has room for ALIGN bytes more than asked for).
+        let base = unsafe { alloc_zeroed(layout) };
+        let base = NonNull::new(base).ok_or(KernelError::OutOfMemory { bytes })?;
+        // SAFETY: the offset is less than ALIGN, and the allocation has ALIGN bytes more than the buffer.
+        let start = unsafe { base.add(base.align_offset(ALIGN)) };
+        Ok(Buf { base, start, bytes, dtype, shape: shape.to_vec() })
     }
 
     /// A copy of `values`.
@@ -84,9 +91,9 @@ impl Buf {
     }
 
     fn layout(bytes: usize) -> Result<Layout> {
-        let rounded =
-            bytes.max(1).checked_next_multiple_of(ALIGN).ok_or(KernelError::OutOfMemory { bytes })?;
-        Layout::from_size_align(rounded, ALIGN).map_err(|_| KernelError::OutOfMemory { bytes })
+        let rounded = bytes.checked_next_multiple_of(ALIGN).and_then(|rounded| rounded.checked_add(ALIGN));
+        let rounded = rounded.ok_or(KernelError::OutOfMemory { bytes })?;
+        Layout::from_size_align(rounded, SYSTEM_ALIGN).map_err(|_| KernelError::OutOfMemory { bytes })
     }
 
     /// Element type.
@@ -188,8 +195,8 @@ impl Buf {
 impl Drop for Buf {
     fn drop(&mut self) {
         if let Ok(layout) = Self::layout(self.bytes) {
-            // SAFETY: `start` came from `alloc_zeroed` with this same layout, and is freed once.
-            unsafe { dealloc(self.start.as_ptr(), layout) }
+            // SAFETY: `base` came from `alloc_zeroed` with this same layout, and is freed once.
+            unsafe { dealloc(self.base.as_ptr(), layout) }
         }
     }
 }
@@ -405,6 +412,20 @@ pub fn cast<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_large_buffer_costs_no_memory_until_it_is_written() {
+        let resident = || -> usize {
+            let statm = std::fs::read_to_string("/proc/self/statm").expect("statm");
+            statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("pages")
+        };
+        let before = resident();
+        let buf = Buf::zeros(DType::F32, &[64 << 20]).expect("256 MiB");
+        assert!(resident() < before + (16 << 20) / 4096, "it was touched");
+        assert_eq!(buf.as_f32().expect("f32").as_ptr().align_offset(ALIGN), 0);
+        assert_eq!(buf.as_f32().expect("f32")[(64 << 20) - 1], 0.0);
+    }
 
     #[test]
     fn extents_whose_product_wraps_are_refused() {
