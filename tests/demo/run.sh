@@ -27,8 +27,9 @@ done
 
 echo
 echo "Q: $question"
+# Two passages: a 135M model mixes up the numbers of more.
 curl -fsS "$url/v1/rag/query" -H 'content-type: application/json' \
-  -d "$(python3 -c 'import json,sys; print(json.dumps({"query": sys.argv[1], "max_tokens": 128}))' "$question")" |
+  -d "$(python3 -c 'import json,sys; print(json.dumps({"query": sys.argv[1], "top_k": 2, "max_tokens": 128}))' "$question")" |
   python3 -c '
 import json, sys
 reply = json.load(sys.stdin)
