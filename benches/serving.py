@@ -2,7 +2,7 @@
 
     python benches/serving.py URL [--streams 1,16] [--tokens 64] [--pid PID]
 
-Every stream sends another prompt of about 100 tokens. Needs Python 3.9 or later and nothing else.
+Every stream sends another prompt of 60 words. Needs Python 3.9 or later and nothing else.
 """
 
 import argparse

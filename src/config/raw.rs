@@ -102,7 +102,7 @@ raw_settings! {
     /// The length of a chunk in tokens of the embedder (default: 200).
     #[arg(long, env = "TARN_CHUNK_TOKENS", value_name = "TOKENS", global = true)]
     chunk_tokens: usize,
-    /// Days that replaced and deleted versions are kept (default: 7).
+    /// Days that replaced and deleted versions are kept (default: 7). Nothing removes older ones yet.
     #[arg(long, env = "TARN_RETENTION_DAYS", value_name = "DAYS", global = true)]
     retention_days: u32,
     /// End the process at this step of a commit, as a crash would (for tests of recovery).
