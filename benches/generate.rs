@@ -119,6 +119,7 @@ fn request(prompt: Vec<u32>, max_tokens: u32, temperature: f32, seed: u64) -> Re
         stop_token_ids: Vec::new(),
         n: 1,
         deadline: None,
+        adapter: None,
         constraint: None,
     }
 }

@@ -57,6 +57,8 @@ fn step(decoder: &mut Decoder, kv: &mut KvCache, parts: &[(Vec<u32>, usize, u32)
         sequences: &spans,
         block_tables: &tables,
         logits_rows: &rows,
+        adapters: &[],
+        adapter_of: &[],
     };
     let logits = decoder.forward(&batch, kv).expect("forward");
     (0..rows.len()).map(|row| logits.row(row).to_vec()).collect()
@@ -193,6 +195,8 @@ fn chunk_nll(decoder: &mut Decoder, kv: &mut KvCache, ids: &[u32]) -> f64 {
         sequences: &[span],
         block_tables: &table,
         logits_rows: &positions,
+        adapters: &[],
+        adapter_of: &[],
     };
     let logits = decoder.forward(&batch, kv).expect("forward");
     let nll = |at: usize| {

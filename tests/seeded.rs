@@ -66,6 +66,8 @@ fn last_logits(decoder: &mut Decoder, kv: &mut KvCache, ids: &[u32], chunk: usiz
             sequences: &[span],
             block_tables: &table,
             logits_rows: &[part.len() as u32 - 1],
+            adapters: &[],
+            adapter_of: &[],
         };
         logits = decoder.forward(&batch, kv).expect("forward").row(0).to_vec();
     }

@@ -44,4 +44,8 @@ pub trait Constraint: Send {
     fn advance(&mut self, id: u32);
     /// Sets the bits of the tokens that may come next; the mask comes empty.
     fn fill(&mut self, mask: &mut BitMask);
+    /// Whether the answer is complete: nothing can follow, not even the end token.
+    fn is_complete(&self) -> bool;
+    /// The same matcher for another answer to the same prompt.
+    fn fork(&self) -> Box<dyn Constraint>;
 }

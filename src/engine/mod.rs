@@ -7,11 +7,13 @@
 //! | file | what |
 //! |---|---|
 //! | `request`, `handle` | what goes in and comes out |
+//! | `adapters` | LoRA adapters by name, in memory and on disk |
 //! | `block_pool`, `sequence`, `scheduler` | which tokens are computed next, and where their keys go |
 //! | `step`, `runner`, `sampler`, `constraint` | carrying a step out |
 //!
 //! Invariant: every admitted request gets exactly one terminal event ([`Event::Done`] or [`Event::Failed`]).
 
+mod adapters;
 mod block_pool;
 mod constraint;
 mod engine_loop;
@@ -25,6 +27,7 @@ mod stats;
 mod step;
 mod token_counts;
 
+pub use adapters::{AdapterError, AdapterInfo, AdapterLease, Adapters};
 pub use block_pool::{BlockHash, BlockPool, BlockState};
 pub use constraint::{BitMask, Constraint};
 pub use engine_loop::{EngineConfig, EngineThread, start};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::adapters::AdapterLease;
 use super::constraint::Constraint;
 
 /// Names a request in logs and statistics.
@@ -114,6 +115,8 @@ pub struct Request {
     pub n: u32,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// The adapter that answers; `None`: the base model.
+    pub adapter: Option<AdapterLease>,
     /// A grammar that the answer follows (with `n` = 1).
     pub constraint: Option<Box<dyn Constraint>>,
 }

@@ -109,6 +109,8 @@ impl StepRunner for ModelRunner {
             sequences: &plan.sequences,
             block_tables: &plan.block_tables,
             logits_rows: &self.rows,
+            adapters: &plan.adapters,
+            adapter_of: &plan.adapter_of,
         };
         let logits = self
             .decoder

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use super::adapters::AdapterLease;
 use super::block_pool::BlockHash;
 use super::constraint::Constraint;
 use super::handle::{Entry, Place};
@@ -26,6 +27,8 @@ pub(super) struct Group {
     pub(super) min_tokens: u32,
     pub(super) stop: Arc<[u32]>,
     pub(super) deadline: Option<Instant>,
+    /// Held until the group ends: its memory stays that long.
+    pub(super) adapter: Option<AdapterLease>,
     pub(super) root: BlockHash,
     pub(super) seed: u64,
     events: mpsc::Sender<Event>,
@@ -54,10 +57,11 @@ pub(super) struct Group {
 
 impl Group {
     pub(super) fn new(request: &mut Request, entry: Entry) -> Group {
-        let salt = match &request.cache_salt {
-            Some(salt) => format!("{}\0{salt}", request.customer),
-            None => request.customer.to_string(),
-        };
+        // Every load of an adapter has a number of its own: blocks never outlive the weights that made them.
+        let adapter = request.adapter.take();
+        let uid = adapter.as_ref().map_or(0, AdapterLease::uid);
+        let salt = request.cache_salt.as_deref().unwrap_or("");
+        let salt = format!("{}\0{uid}\0{salt}", request.customer);
         Group {
             customer: request.customer.clone(),
             priority: request.priority,
@@ -68,6 +72,7 @@ impl Group {
             min_tokens: request.min_tokens,
             stop: request.stop_token_ids.clone().into(),
             deadline: request.deadline,
+            adapter,
             root: BlockHash::root(&salt),
             terminal: entry.events.clone().try_reserve_owned().ok(),
             events: entry.events,

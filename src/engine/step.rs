@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::SeqSpan;
+use crate::model::{LoraAdapter, SeqSpan};
 
 use super::constraint::BitMask;
 use super::request::{SampleError, SampledToken, SamplingParams, TokenLogprobs};
@@ -21,6 +21,10 @@ pub struct StepPlan {
     pub sequences: Vec<SeqSpan>,
     /// All sequences' block tables.
     pub block_tables: Vec<u32>,
+    /// The adapters of this step, each once.
+    pub adapters: Vec<Arc<LoraAdapter>>,
+    /// Index into `adapters` of each token's adapter, `NO_ADAPTER` for the base model; empty where `adapters` is.
+    pub adapter_of: Vec<u32>,
     /// Tokens to draw.
     pub samples: Vec<SampleSpec>,
     /// Prompt positions whose log probabilities are wanted: `(row, the token that follows, how many of the likeliest)`.
@@ -41,6 +45,8 @@ impl StepPlan {
         self.slot_mapping.clear();
         self.sequences.clear();
         self.block_tables.clear();
+        self.adapters.clear();
+        self.adapter_of.clear();
         self.samples.clear();
         self.prompt_logprobs.clear();
     }

@@ -1,8 +1,11 @@
 //! What a step feeds a decoder.
 
+use std::sync::Arc;
+
 use tarn_kernels::{BLOCK, KvCacheBuf, SeqSpan, View};
 
 use super::error::{ModelError, Result};
+use super::lora::LoraAdapter;
 
 /// One forward pass over parts of several sequences. All slices are borrowed from the engine's runner.
 #[derive(Debug, Clone, Copy)]
@@ -19,7 +22,15 @@ pub struct ForwardBatch<'a> {
     pub block_tables: &'a [u32],
     /// Rows (tokens) whose logits are wanted.
     pub logits_rows: &'a [u32],
+    /// The adapters of this pass.
+    pub adapters: &'a [Arc<LoraAdapter>],
+    /// Index into `adapters` of each token's adapter, `[tokens]`; [`NO_ADAPTER`] for the base model. Empty where
+    /// `adapters` is.
+    pub adapter_of: &'a [u32],
 }
+
+/// A token of the base model alone.
+pub const NO_ADAPTER: u32 = u32::MAX;
 
 impl ForwardBatch<'_> {
     /// Lengths agree and the batch fits; the ops check every index themselves.
@@ -35,6 +46,16 @@ impl ForwardBatch<'_> {
                 self.positions.len(),
                 self.slot_mapping.len()
             ));
+        }
+        if self.adapters.is_empty() != self.adapter_of.is_empty()
+            || !matches!(self.adapter_of.len(), 0) && self.adapter_of.len() != tokens
+        {
+            return wrong(format!("{tokens} tokens, adapters of {}", self.adapter_of.len()));
+        }
+        if let Some(at) =
+            self.adapter_of.iter().find(|at| **at != NO_ADAPTER && **at as usize >= self.adapters.len())
+        {
+            return wrong(format!("adapter {at} of {}", self.adapters.len()));
         }
         if self.logits_rows.len() > max_rows {
             return wrong(format!("{} rows of logits, sized for {max_rows}", self.logits_rows.len()));

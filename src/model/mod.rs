@@ -12,17 +12,19 @@ mod error;
 mod gguf;
 mod gguf_value;
 mod hf_config;
+mod lora;
 mod rope_scaling;
 mod source;
 mod weights;
 
-pub use batch::{ForwardBatch, KvCache, KvSpec, Logits};
+pub use batch::{ForwardBatch, KvCache, KvSpec, Logits, NO_ADAPTER};
 pub use config::{
     Activation, DecoderConfig, EncoderConfig, ModelConfig, MoeConfig, PositionStyle, RopeConfig, RopeScaling,
 };
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::ModelError;
+pub use lora::{LoraAdapter, LoraOptions};
 pub use source::{GenerationConfig, GgufVocab, ModelSource, ModelSummary, TokenizerSource};
 pub use tarn_kernels::{Exec, Gate, Pooling, SeqSpan, Team};
 pub use weights::{DtypeChoice, LoadOptions, LoadProgress};

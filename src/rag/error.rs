@@ -1,7 +1,7 @@
 //! What can go wrong between a question and its answer.
 
 use crate::embed::EmbedError;
-use crate::engine::{EngineError, SubmitError};
+use crate::engine::{AdapterError, EngineError, SubmitError};
 use crate::lake::LakeError;
 use crate::text::TextError;
 
@@ -64,6 +64,9 @@ pub enum GenerateError {
     /// Tokenizer or chat template.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// The adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// The engine did not take the request.
     #[error(transparent)]
     Submit(#[from] SubmitError),

@@ -69,6 +69,8 @@ pub struct GenerateRequest {
     pub cache_salt: Option<Arc<str>>,
     /// When to give up.
     pub deadline: Option<Instant>,
+    /// The name of the adapter that answers; `None`: the base model.
+    pub adapter: Option<Arc<str>>,
     /// A grammar that the answer follows (only with `n` = 1).
     pub constraint: Option<Box<dyn Constraint>>,
 }
@@ -108,6 +110,7 @@ impl GenerateRequest {
             priority: Priority::Interactive,
             cache_salt: None,
             deadline: None,
+            adapter: None,
             constraint: None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::{EngineHandle, Request, RequestId, SamplingParams};
+use crate::engine::{AdapterError, AdapterLease, Adapters, EngineHandle, Request, RequestId, SamplingParams};
 use crate::telemetry::Metrics;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -35,6 +35,7 @@ pub struct GeneratorConfig {
 pub struct Generator {
     inner: Arc<Inner>,
     metrics: Option<Metrics>,
+    adapters: Option<Adapters>,
 }
 
 struct Inner {
@@ -69,13 +70,24 @@ impl Generator {
             .filter(|text| text.chars().count() > 1)
             .collect();
         let inner = Arc::new(Inner { engine, tokenizer, template, config, form, control });
-        Generator { inner, metrics: None }
+        Generator { inner, metrics: None, adapters: None }
     }
 
     /// The same, with the times of every generation counted in `metrics`, whoever asked for it.
     #[must_use]
     pub fn measured(self, metrics: Metrics) -> Generator {
         Generator { metrics: Some(metrics), ..self }
+    }
+
+    /// The same, with adapters that requests may name.
+    #[must_use]
+    pub fn with_adapters(self, adapters: Adapters) -> Generator {
+        Generator { adapters: Some(adapters), ..self }
+    }
+
+    /// The adapters that requests may name.
+    pub fn adapters(&self) -> Option<&Adapters> {
+        self.adapters.as_ref()
     }
 
     pub(super) fn metrics(&self) -> Option<&Metrics> {
@@ -202,10 +214,29 @@ impl Generator {
                     .map_err(|_| GenerateError::Interrupted)??
             }
         };
-        self.submit(ids, request)
+        let adapter = self.lease(request.adapter.as_deref()).await?;
+        self.submit(ids, adapter, request)
     }
 
-    fn submit(&self, ids: Vec<u32>, request: GenerateRequest) -> Result<GenerateStream, GenerateError> {
+    /// The adapter of that name, read again where it was evicted.
+    async fn lease(&self, name: Option<&str>) -> Result<Option<AdapterLease>, GenerateError> {
+        let Some(name) = name else { return Ok(None) };
+        let unknown = || AdapterError::Unknown { name: name.to_owned() };
+        let adapters = self.adapters.clone().ok_or_else(unknown)?;
+        if let Some(lease) = adapters.resident(name) {
+            return Ok(Some(lease));
+        }
+        let name = name.to_owned();
+        let lease = tokio::task::spawn_blocking(move || adapters.acquire(&name)).await;
+        Ok(Some(lease.map_err(|_| GenerateError::Interrupted)??))
+    }
+
+    fn submit(
+        &self,
+        ids: Vec<u32>,
+        adapter: Option<AdapterLease>,
+        request: GenerateRequest,
+    ) -> Result<GenerateStream, GenerateError> {
         let max_tokens = self.check(&ids, &request)?;
         let mut stop_token_ids = request.stop_token_ids.clone();
         if !request.ignore_eos {
@@ -232,6 +263,7 @@ impl Generator {
             stop_token_ids,
             n: request.n,
             deadline: request.deadline,
+            adapter,
             constraint: request.constraint,
         })?;
         Ok(stream.over(events))

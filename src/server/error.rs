@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::embed::EmbedError;
-use crate::engine::SubmitError;
+use crate::engine::{AdapterError, SubmitError};
 use crate::ingest::IngestError;
 use crate::lake::LakeError;
 use crate::rag::{GenerateError, RagError};
@@ -128,9 +128,24 @@ impl From<GenerateError> for ApiError {
             GenerateError::NoChatTemplate { .. } => ApiError::invalid("messages", message),
             GenerateError::Invalid { field, .. } => ApiError::invalid(field, message),
             GenerateError::Text(_) => ApiError::bad_request(message),
+            GenerateError::Adapter(error) => error.into(),
             GenerateError::Submit(error) => error.into(),
             GenerateError::Engine(error) => ApiError::internal(&error),
             GenerateError::Interrupted => ApiError::unavailable(message),
+        }
+    }
+}
+
+impl From<AdapterError> for ApiError {
+    fn from(error: AdapterError) -> ApiError {
+        let message = error.to_string();
+        match error {
+            AdapterError::Exists { .. } => ApiError::invalid("lora_name", message),
+            AdapterError::Unknown { name } => ApiError::no_model(&name),
+            AdapterError::Load { .. } => ApiError::invalid("lora_path", message),
+            AdapterError::NoRoom { .. } => {
+                ApiError { retry_after: Some(1), ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, message) }
+            }
         }
     }
 }

@@ -30,6 +30,7 @@ fn request(customer: &str, prompt: Vec<u32>, max_tokens: u32) -> Request {
         stop_token_ids: Vec::new(),
         n: 1,
         deadline: None,
+        adapter: None,
         constraint: None,
     }
 }
@@ -272,6 +273,14 @@ impl crate::engine::Constraint for Brittle {
         assert!(self.fills > 0, "filled once too often");
         self.fills -= 1;
         mask.words_mut().fill(u64::MAX);
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+
+    fn fork(&self) -> Box<dyn crate::engine::Constraint> {
+        Box::new(Brittle { fills: self.fills, advances: self.advances })
     }
 }
 

@@ -67,7 +67,8 @@ pub(in crate::server) async fn create(
     Customer(customer): Customer,
     Body(mut fields): Body<Fields>,
 ) -> Result<Response, ApiError> {
-    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let target = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?;
+    let generator = target.generator.clone();
     let with_logprobs = fields.take("logprobs")?.unwrap_or(false);
     let top_logprobs: Option<u8> = fields.take("top_logprobs")?;
     if top_logprobs.is_some_and(|n| n > 20) {
@@ -85,9 +86,10 @@ pub(in crate::server) async fn create(
     let sampling = SamplingFields::take(&mut fields)?;
     fields.refuse(REFUSED)?;
     let mut request = sampling.request(&generator, prompt, &customer)?;
+    request.adapter = target.adapter.clone();
     request.sampling.logprobs = with_logprobs.then(|| top_logprobs.unwrap_or(0));
     let (n, include_usage) = (request.n, sampling.include_usage());
-    let (id, created, model) = (super::id("chatcmpl"), super::now(), generator.name().to_owned());
+    let (id, created, model) = (super::id("chatcmpl"), super::now(), target.name().to_owned());
     let generation = generator.generate(request).await?;
     if !sampling.streams() {
         let generated = generation.collect().await?;

@@ -46,7 +46,8 @@ pub(in crate::server) async fn create(
     Customer(customer): Customer,
     Body(mut fields): Body<Fields>,
 ) -> Result<Response, ApiError> {
-    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let target = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?;
+    let generator = target.generator.clone();
     let logprobs: Option<u8> = fields.take("logprobs")?;
     if logprobs.is_some_and(|n| n > 20) {
         return Err(ApiError::invalid("logprobs", "logprobs must be 0 to 20"));
@@ -63,6 +64,7 @@ pub(in crate::server) async fn create(
         let mut request = sampling.request(&generator, prompt, &customer)?;
         // OpenAI's default for completions.
         request.max_tokens = request.max_tokens.or(Some(16));
+        request.adapter = target.adapter.clone();
         request.echo = echo;
         request.sampling.logprobs = logprobs;
         request.sampling.prompt_logprobs = if echo { logprobs } else { None };
@@ -71,7 +73,7 @@ pub(in crate::server) async fn create(
     let head = Head {
         id: super::id("cmpl"),
         created: super::now(),
-        model: generator.name().to_owned(),
+        model: target.name().to_owned(),
         logprobs: logprobs.is_some(),
     };
     if sampling.streams() {

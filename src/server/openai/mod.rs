@@ -9,15 +9,38 @@ pub(super) mod sampling;
 pub(super) mod sse;
 pub(super) mod tokenize;
 
+use std::sync::Arc;
+
 use crate::rag::Generator;
 
 use super::AppState;
 use super::error::ApiError;
 
-/// The generator, if it is the one that `model` names.
-fn generator<'a>(state: &'a AppState, model: &str) -> Result<&'a Generator, ApiError> {
+/// What a request's `model` names: the generator, alone or with an adapter.
+#[derive(Debug, Clone)]
+struct Target {
+    generator: Generator,
+    /// The adapter's name.
+    adapter: Option<Arc<str>>,
+}
+
+impl Target {
+    /// The name that answers repeat.
+    fn name(&self) -> &str {
+        self.adapter.as_deref().unwrap_or_else(|| self.generator.name())
+    }
+}
+
+/// What `model` names.
+fn target(state: &AppState, model: &str) -> Result<Target, ApiError> {
+    let known = |generator: &Generator| generator.adapters().is_some_and(|all| all.contains(model));
     match &state.generator {
-        Some(generator) if generator.name() == model || model.is_empty() => Ok(generator),
+        Some(generator) if generator.name() == model || model.is_empty() => {
+            Ok(Target { generator: generator.clone(), adapter: None })
+        }
+        Some(generator) if known(generator) => {
+            Ok(Target { generator: generator.clone(), adapter: Some(Arc::from(model)) })
+        }
         _ if model == state.embed.info().id => {
             Err(ApiError::invalid("model", format!("`{model}` embeds and does not generate")))
         }

@@ -20,7 +20,7 @@ pub(in crate::server) async fn tokenize(
     State(state): State<AppState>,
     Body(mut fields): Body<Fields>,
 ) -> Result<Json<Value>, ApiError> {
-    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let generator = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?.generator;
     let special: Option<bool> = fields.take("add_special_tokens")?;
     let with_pieces = fields.take("return_token_strs")?.unwrap_or(false);
     // A chat's template writes the special tokens itself.
@@ -58,7 +58,7 @@ pub(in crate::server) async fn detokenize(
     State(state): State<AppState>,
     Body(mut fields): Body<Fields>,
 ) -> Result<Json<Value>, ApiError> {
-    let generator = super::generator(&state, &fields.take::<String>("model")?.unwrap_or_default())?.clone();
+    let generator = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?.generator;
     let tokens: Vec<u32> = fields.need("tokens")?;
     let vocab = generator.engine().limits().vocab_size;
     if let Some(id) = tokens.iter().find(|id| **id >= vocab) {

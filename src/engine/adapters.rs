@@ -1,0 +1,265 @@
+//! LoRA adapters by name.
+//!
+//! Loading reads and packs on the caller's thread; the engine only ever holds finished adapters, so no load stalls a
+//! step. A request holds an [`AdapterLease`]; an adapter that was unloaded lives until its last lease ends. At most
+//! `max_resident` adapters are in memory: the least recently used one that nobody holds and nobody pinned makes room,
+//! stays known by its path, and is read again when it is next asked for.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::model::{LoraAdapter, ModelError};
+
+/// Why an adapter cannot be had.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AdapterError {
+    /// The name is taken.
+    #[error("an adapter named `{name}` is loaded already: unload it first, or choose another name")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// No such name.
+    #[error("there is no adapter named `{name}`")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// Its files cannot be used.
+    #[error("the adapter `{name}` cannot be loaded: {source}")]
+    Load {
+        /// The name.
+        name: String,
+        /// What is wrong with them.
+        source: Arc<ModelError>,
+    },
+    /// All places are held by running requests or pinned adapters.
+    #[error(
+        "all {max_resident} places for adapters are in use: try again, unload one, or start with a larger --max-loras"
+    )]
+    NoRoom {
+        /// Places.
+        max_resident: usize,
+    },
+}
+
+/// What is known of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterInfo {
+    /// The model name that requests use.
+    pub name: String,
+    /// Its folder.
+    pub path: PathBuf,
+    /// Never evicted.
+    pub pinned: bool,
+    /// Memory in bytes, where it is in memory.
+    pub resident_bytes: Option<usize>,
+    /// Requests that hold it.
+    pub leases: usize,
+}
+
+/// An adapter in memory.
+struct Resident {
+    uid: u64,
+    weights: Arc<LoraAdapter>,
+    live: Arc<AtomicUsize>,
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        self.live.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Keeps an adapter in memory for a request.
+#[derive(Clone)]
+pub struct AdapterLease(Arc<Resident>);
+
+impl std::fmt::Debug for AdapterLease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AdapterLease({})", self.0.uid)
+    }
+}
+
+impl AdapterLease {
+    /// Number of the load: no two loads share one, and none is 0.
+    #[must_use]
+    pub fn uid(&self) -> u64 {
+        self.0.uid
+    }
+
+    /// The packed weights.
+    #[must_use]
+    pub fn weights(&self) -> &Arc<LoraAdapter> {
+        &self.0.weights
+    }
+}
+
+struct Entry {
+    path: PathBuf,
+    pinned: bool,
+    resident: Option<Arc<Resident>>,
+    last_used: u64,
+}
+
+#[derive(Default)]
+struct State {
+    by_name: HashMap<String, Entry>,
+    clock: u64,
+    uids: u64,
+}
+
+type Load = dyn Fn(&Path) -> Result<LoraAdapter, ModelError> + Send + Sync;
+
+struct Inner {
+    max_resident: usize,
+    load: Box<Load>,
+    state: Mutex<State>,
+    /// Held while files are read, so that adapters come in one at a time; never while `state` is.
+    loading: Mutex<()>,
+    /// Adapters in memory, those included that were unloaded and are still held.
+    live: Arc<AtomicUsize>,
+}
+
+/// The adapters of one base model; cheap to clone.
+#[derive(Clone)]
+pub struct Adapters {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Adapters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Adapters").field(&self.list()).finish()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Adapters {
+    /// No adapter yet; at most `max_resident` in memory, read by `load`.
+    #[must_use]
+    pub fn new(
+        max_resident: usize,
+        load: impl Fn(&Path) -> Result<LoraAdapter, ModelError> + Send + Sync + 'static,
+    ) -> Adapters {
+        Adapters {
+            inner: Arc::new(Inner {
+                max_resident,
+                load: Box::new(load),
+                state: Mutex::new(State::default()),
+                loading: Mutex::new(()),
+                live: Arc::new(AtomicUsize::new(0)),
+            }),
+        }
+    }
+
+    /// Reads the PEFT folder `path` and makes it known as `name`. Takes as long as reading and packing take: not for
+    /// an async thread.
+    ///
+    /// # Errors
+    /// [`AdapterError`]; nothing is then known under `name`.
+    pub fn load(&self, name: &str, path: &Path, pinned: bool) -> Result<(), AdapterError> {
+        let _loading = lock(&self.inner.loading);
+        if self.contains(name) {
+            return Err(AdapterError::Exists { name: name.to_owned() });
+        }
+        let resident = self.read(name, path)?;
+        let mut state = lock(&self.inner.state);
+        state.clock += 1;
+        let entry = Entry { path: path.to_owned(), pinned, resident: Some(resident), last_used: state.clock };
+        state.by_name.insert(name.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Forgets `name`. Requests that hold it go on; its memory is freed with the last of them.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`].
+    pub fn unload(&self, name: &str) -> Result<(), AdapterError> {
+        let entry = lock(&self.inner.state).by_name.remove(name);
+        entry.map(drop).ok_or_else(|| AdapterError::Unknown { name: name.to_owned() })
+    }
+
+    /// Whether `name` is known.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        lock(&self.inner.state).by_name.contains_key(name)
+    }
+
+    /// A lease of `name` if it is in memory; reads nothing.
+    #[must_use]
+    pub fn resident(&self, name: &str) -> Option<AdapterLease> {
+        let mut state = lock(&self.inner.state);
+        state.clock += 1;
+        let now = state.clock;
+        let entry = state.by_name.get_mut(name)?;
+        entry.last_used = now;
+        entry.resident.clone().map(AdapterLease)
+    }
+
+    /// A lease of `name`, read again from its folder where it was evicted: not for an async thread.
+    ///
+    /// # Errors
+    /// [`AdapterError`].
+    pub fn acquire(&self, name: &str) -> Result<AdapterLease, AdapterError> {
+        if let Some(lease) = self.resident(name) {
+            return Ok(lease);
+        }
+        let _loading = lock(&self.inner.loading);
+        // Somebody else may have brought it in while this one waited.
+        if let Some(lease) = self.resident(name) {
+            return Ok(lease);
+        }
+        let unknown = || AdapterError::Unknown { name: name.to_owned() };
+        let path = lock(&self.inner.state).by_name.get(name).map(|entry| entry.path.clone());
+        let resident = self.read(name, &path.ok_or_else(unknown)?)?;
+        let mut state = lock(&self.inner.state);
+        let entry = state.by_name.get_mut(name).ok_or_else(unknown)?;
+        entry.resident = Some(resident.clone());
+        Ok(AdapterLease(resident))
+    }
+
+    /// All known adapters by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<AdapterInfo> {
+        let state = lock(&self.inner.state);
+        let info = |(name, entry): (&String, &Entry)| AdapterInfo {
+            name: name.clone(),
+            path: entry.path.clone(),
+            pinned: entry.pinned,
+            resident_bytes: entry.resident.as_ref().map(|resident| resident.weights.bytes()),
+            leases: entry.resident.as_ref().map_or(0, |resident| Arc::strong_count(resident) - 1),
+        };
+        let mut all: Vec<AdapterInfo> = state.by_name.iter().map(info).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
+    /// Makes room and reads; the caller holds `loading`.
+    fn read(&self, name: &str, path: &Path) -> Result<Arc<Resident>, AdapterError> {
+        let inner = &self.inner;
+        // The room is taken before the files are read: memory never holds more than `max_resident`.
+        while inner.live.load(Ordering::SeqCst) >= inner.max_resident {
+            let mut state = lock(&inner.state);
+            let idle = |entry: &&mut Entry| {
+                !entry.pinned
+                    && entry.resident.as_ref().is_some_and(|resident| Arc::strong_count(resident) == 1)
+            };
+            let oldest = state.by_name.values_mut().filter(idle).min_by_key(|entry| entry.last_used);
+            match oldest {
+                Some(entry) => drop(entry.resident.take()),
+                None => return Err(AdapterError::NoRoom { max_resident: inner.max_resident }),
+            }
+        }
+        let failed = |source| AdapterError::Load { name: name.to_owned(), source: Arc::new(source) };
+        let weights = (inner.load)(path).map_err(failed)?;
+        inner.live.fetch_add(1, Ordering::SeqCst);
+        let mut state = lock(&inner.state);
+        state.uids += 1;
+        Ok(Arc::new(Resident { uid: state.uids, weights: Arc::new(weights), live: inner.live.clone() }))
+    }
+}
