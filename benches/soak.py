@@ -46,7 +46,7 @@ def soak(server, args):
     [thread.join() for thread in threads]
     time.sleep(1)
     leftovers = {name: server.metric(name) for name in
-                 ("vllm:num_requests_running", "vllm:num_requests_waiting", "tarn_kv_blocks_used")}
+                 ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")}
     print(f"{args.requests} requests ended: {dict(finishes)}, {len(errors)} errors {errors[:2]}")
     print(f"left over: {leftovers}; memory {marks[1]:.0f} MiB after a fifth, {marks[-1]:.0f} MiB at the end")
 
