@@ -3,7 +3,8 @@ use crate::blocks::BlockFormat;
 use crate::buf::ViewMut;
 use crate::check::{fill, levels, random_blocks};
 use crate::cpu::with_level;
-use crate::pack::PackedExperts;
+use crate::expert_groups::ExpertGroups;
+use crate::pack::{self, PackedExperts, WeightData};
 use crate::{Workspace, expert_down, gated_up, matmul, matmul_adapted};
 use half::{bf16, f16};
 
@@ -337,9 +338,12 @@ fn what_does_not_fit_is_refused_in_words() {
     let refused =
         shrink(&exec, view, RowsOf::Output, &mut narrow, &|_, _| Some(&update)).expect_err("refused");
     assert_eq!(refused.to_string(), "shrink: width of the scratch is 3, expected 4");
-    let less = View::new(&x, 1, k).expect("x");
-    narrow.group(&[NO_ADAPTER, 0], 1).expect("groups");
-    assert!(shrink(&exec, less, RowsOf::Output, &mut narrow, &|_, _| Some(&update)).is_err());
+    let less = View::new(&x[..k], 1, k).expect("x");
+    let mut other = AdapterRows::new(2, 4).expect("scratch");
+    other.group(&[NO_ADAPTER, 0], 1).expect("groups");
+    let refused =
+        shrink(&exec, less, RowsOf::Output, &mut other, &|_, _| Some(&update)).expect_err("refused");
+    assert_eq!(refused.to_string(), "shrink: row of x 1 is outside of 1");
     let deltas = shrink(&exec, view, RowsOf::Output, &mut rows, &|_, _| Some(&update)).expect("shrinks");
     let mut ws = Workspace::new(2, k).expect("workspace");
     let mut run = |n: usize, rows: usize, deltas| {

@@ -121,3 +121,6 @@ impl LoraLayer {
         [&self.qkv, &self.output, &self.router].into_iter().chain(experts).flatten()
     }
 }
+
+#[cfg(test)]
+mod tests;
