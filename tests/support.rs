@@ -22,7 +22,8 @@ fn value(name: &str, at: u64) -> f32 {
     (z >> 40) as f32 / (1_u64 << 24) as f32 - 0.5
 }
 
-fn tensor(name: &str, shape: &[usize]) -> Vec<u8> {
+/// The bytes of the tensor `name`, f32.
+pub(crate) fn tensor(name: &str, shape: &[usize]) -> Vec<u8> {
     let spread = |x: f32| match shape.len() {
         1 if name.ends_with("bias") => x * 0.25,
         1 => 1.0 + x * 0.25,

@@ -1,5 +1,6 @@
 //! The one integration binary: each file below is a subject.
 
+mod adapters;
 mod architecture;
 mod bad_input;
 mod corpora;

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use tarn_kernels::blocks::BlockFormat;
 use tarn_kernels::{
-    Exec, HeadLayout, KvCacheBuf, Packed, RopeTable, SOFTMAX_BLOCK, SeqSpan, Team, View, ViewMut, WeightData,
-    Workspace, argmax, matmul, pack, paged_attention, rms_norm, rope_kv_write, softmax_stats,
+    AdapterRows, Exec, Factors, HeadLayout, KvCacheBuf, LowRank, NO_ADAPTER, Packed, RopeTable, RowsOf,
+    SOFTMAX_BLOCK, SeqSpan, Team, View, ViewMut, WeightData, Workspace, argmax, matmul, matmul_adapted, pack,
+    paged_attention, rms_norm, rope_kv_write, shrink, softmax_stats,
 };
 
 const HIDDEN: usize = 960;
@@ -33,6 +34,9 @@ fn main() -> Outcome {
         ("head", VOCAB, HIDDEN),
     ] {
         products(&exec, name, n, k)?;
+    }
+    for (rows, adapters) in [(1, 1), (16, 0), (16, 1), (16, 16), (128, 4)] {
+        adapted(&exec, rows, adapters)?;
     }
     for (queries, context) in [(1, 128), (1, 2048), (512, 512)] {
         attention(&exec, queries, context)?;
@@ -99,6 +103,36 @@ fn product(exec: &Exec, w: &Packed, rows: usize) -> tarn_kernels::Result<f64> {
         let to = ViewMut::new(&mut out, rows, w.n())?;
         matmul(exec, &mut ws, View::new(black_box(&x), rows, w.k())?, w, None, to, false)
     })
+}
+
+/// q, k and v with adapters of rank 16; half of the rows are the base model's where there are several.
+fn adapted(exec: &Exec, rows: usize, adapters: usize) -> Outcome {
+    const RANK: usize = 16;
+    let (n, k) = (HEADS.width(), HIDDEN);
+    let blocks = q8_0(n * k);
+    let w = pack::dense(WeightData::Blocks(BlockFormat::Q8_0, &blocks), n, k, None)?;
+    let (a, b) = (values(RANK * k), values(n * RANK));
+    let factors = Factors { a: WeightData::F32(&a), b: &b, rank: RANK };
+    let updates = (0..adapters)
+        .map(|_| LowRank::plain(&[(n, Some(factors))], k))
+        .collect::<tarn_kernels::Result<Vec<_>>>()?;
+    let of: Vec<u32> = (0..rows)
+        .map(|row| {
+            if adapters == 0 || (rows > 1 && row % 2 == 0) { NO_ADAPTER } else { (row / 2 % adapters) as u32 }
+        })
+        .collect();
+    let x = values(rows * k);
+    let mut out = vec![0.0; rows * n];
+    let mut ws = Workspace::new(rows, k)?;
+    let mut scratch = AdapterRows::new(rows.max(adapters), RANK)?;
+    let seconds = best(|| {
+        let x = View::new(black_box(&x), rows, k)?;
+        scratch.group(&of, adapters)?;
+        let deltas = shrink(exec, x, RowsOf::Output, &mut scratch, &|adapter, _| updates.get(adapter))?;
+        matmul_adapted(exec, &mut ws, x, &w, None, ViewMut::new(&mut out, rows, n)?, deltas)
+    })?;
+    println!("qkv int8 {rows:4} rows, {adapters:3} adapters of rank {RANK}: {:9.1} us", seconds * 1e6);
+    Ok(())
 }
 
 fn attention(exec: &Exec, queries: usize, context: usize) -> Outcome {

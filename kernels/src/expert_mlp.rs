@@ -5,11 +5,13 @@ use crate::cpu::{Isa, dispatch};
 use crate::error::{KernelError, Result, at_least, same};
 use crate::exec::{Exec, share};
 use crate::expert_groups::ExpertGroups;
+use crate::lora::Deltas;
 use crate::matmul::{Product, quantize_if_needed};
 use crate::pack::PackedExperts;
 use crate::workspace::Workspace;
 
-/// `out [rows, I] = silu(x·w1) * (x·w3)` for the sorted rows of `groups`; `x` is `[tokens, H]`.
+/// `out [rows, I] = silu(x·w1) * (x·w3)` for the sorted rows of `groups`; `x` is `[tokens, H]`. What adapters add
+/// to either product is in it before silu.
 ///
 /// # Errors
 /// [`KernelError`] when shapes do not agree.
@@ -20,6 +22,7 @@ pub fn gated_up(
     w13: &PackedExperts,
     groups: &ExpertGroups,
     mut out: ViewMut<'_>,
+    deltas: Option<Deltas<'_>>,
 ) -> Result<()> {
     const OP: &str = "gated_up";
     same(OP, "number of experts", groups.experts(), w13.len())?;
@@ -34,12 +37,13 @@ pub fn gated_up(
             value: w13.expert(0).n(),
         });
     }
-    grouped(exec, ws, x, w13, groups, groups.tokens(), &mut out)
+    grouped(exec, ws, x, w13, groups, groups.tokens(), &mut out, deltas)
 }
 
 /// `out [tokens, H] = Σ over a token's ranks of weight * (a·w2)`, summed in the order of ranks.
 ///
-/// `a` is `[rows, I]` in sorted order, `weights` `[tokens * k]` (`None`: dense), `scratch` `[rows, H]` (unused when dense).
+/// `a` is `[rows, I]` in sorted order, `weights` `[tokens * k]` (`None`: dense), `scratch` `[rows, H]` (unused when
+/// dense). What adapters add to w2's product is weighted with it.
 ///
 /// # Errors
 /// [`KernelError`] when shapes do not agree.
@@ -52,6 +56,7 @@ pub fn expert_down(
     weights: Option<&[f32]>,
     mut scratch: ViewMut<'_>,
     mut out: ViewMut<'_>,
+    deltas: Option<Deltas<'_>>,
 ) -> Result<()> {
     const OP: &str = "expert_down";
     same(OP, "number of experts", groups.experts(), w2.len())?;
@@ -62,12 +67,12 @@ pub fn expert_down(
     let a = a.rows(0, groups.rows())?;
     let Some(weights) = weights else {
         same(OP, "experts of a dense MLP", groups.experts(), 1)?;
-        return grouped(exec, ws, a, w2, groups, None, &mut out);
+        return grouped(exec, ws, a, w2, groups, None, &mut out, deltas);
     };
     same(OP, "weights", weights.len(), groups.rows())?;
     at_least(OP, "rows of scratch", scratch.n_rows(), groups.rows())?;
     same(OP, "columns of scratch", scratch.n_cols(), out.n_cols())?;
-    grouped(exec, ws, a, w2, groups, None, &mut scratch)?;
+    grouped(exec, ws, a, w2, groups, None, &mut scratch, deltas)?;
     let (k, position) = (groups.k(), groups.position());
     let results = scratch.as_view();
     let (tokens, width, raw) = (out.n_rows(), out.n_cols(), out.raw());
@@ -97,10 +102,14 @@ fn grouped(
     groups: &ExpertGroups,
     index: Option<&[u32]>,
     out: &mut ViewMut<'_>,
+    deltas: Option<Deltas<'_>>,
 ) -> Result<()> {
+    if let Some(deltas) = deltas {
+        deltas.check("expert_mlp", groups.rows(), w.expert(0))?;
+    }
     let stride = ws.max_k;
     let quantized = quantize_if_needed(exec, ws, x, w.all())?;
-    let product = Product { x, quantized, stride };
+    let product = Product { x, quantized, stride, deltas };
     let raw = out.raw();
     if matches!(exec, Exec::Reference) {
         for expert in 0..w.len() {
@@ -170,7 +179,7 @@ mod tests {
             let (mut act, mut scratch, mut out) =
                 (vec![0.0; n * k * i], vec![0.0; n * k * h], vec![0.0; n * h]);
             let x = View::new(&x[from * h..to * h], n, h).expect("x");
-            gated_up(exec, &mut ws, x, &w13, &groups, ViewMut::new(&mut act, n * k, i).expect("act"))
+            gated_up(exec, &mut ws, x, &w13, &groups, ViewMut::new(&mut act, n * k, i).expect("act"), None)
                 .expect("up");
             expert_down(
                 exec,
@@ -181,6 +190,7 @@ mod tests {
                 Some(&weights[from * k..to * k]),
                 ViewMut::new(&mut scratch, n * k, h).expect("scratch"),
                 ViewMut::new(&mut out, n, h).expect("out"),
+                None,
             )
             .expect("down");
             out

@@ -7,6 +7,7 @@
 //! | [`gate`] | lets latency-bound work go before bulk work |
 //! | [`pack`], [`blocks`] | weights from any source to panels of 16 rows; the only writer of packed weights |
 //! | [`mod@matmul`], [`expert_mlp`] | dense and grouped products |
+//! | [`lora`] | what adapters add to products |
 //! | [`kv`], [`mod@paged_attention`], [`mod@encoder_attention`] | the KV cache and attention over it |
 //! | the rest | one op a file |
 //!
@@ -35,6 +36,7 @@ pub mod gelu;
 pub mod kv;
 pub mod layer_norm;
 pub mod logits;
+pub mod lora;
 pub mod mapped_file;
 pub mod matmul;
 pub mod pack;
@@ -59,8 +61,9 @@ pub use gelu::{GeluKind, gelu};
 pub use kv::{BLOCK, KvCacheBuf, KvDType, KvLayer, KvLayerMut};
 pub use layer_norm::layer_norm;
 pub use logits::{SOFTMAX_BLOCK, SoftmaxStats, argmax, softmax_stats, softmax_weight};
+pub use lora::{AdapterRows, Deltas, Factors, LowRank, NO_ADAPTER, RowsOf, shrink};
 pub use mapped_file::MappedFile;
-pub use matmul::matmul;
+pub use matmul::{matmul, matmul_adapted};
 pub use pack::{Packed, PackedExperts, WeightData, WeightFormat};
 pub use paged_attention::{SeqSpan, paged_attention};
 pub use pool::{Pooling, pool};

@@ -4,10 +4,11 @@
 //! nothing but the row.
 
 use crate::buf::{RawRows, View, ViewMut};
-use crate::cpu::{float, int};
+use crate::cpu::{Portable, float, int};
 use crate::error::{KernelError, Result, at_least, same};
 use crate::exec::{Exec, share};
-use crate::pack::{Packed, Segment, WeightFormat, unpack_row};
+use crate::lora::Deltas;
+use crate::pack::{CHUNK, Packed, Segment, WeightFormat, unpack_row};
 use crate::workspace::{Quantized, Workspace};
 
 /// The dense product.
@@ -20,8 +21,37 @@ pub fn matmul(
     x: View<'_>,
     w: &Packed,
     bias: Option<&[f32]>,
+    out: ViewMut<'_>,
+    add: bool,
+) -> Result<()> {
+    dense(exec, ws, x, w, bias, out, add, None)
+}
+
+/// The dense product plus what the rows' adapters add to it.
+///
+/// # Errors
+/// As [`matmul`]; also when `deltas` belong to another product.
+pub fn matmul_adapted(
+    exec: &Exec,
+    ws: &mut Workspace,
+    x: View<'_>,
+    w: &Packed,
+    bias: Option<&[f32]>,
+    out: ViewMut<'_>,
+    deltas: Option<Deltas<'_>>,
+) -> Result<()> {
+    dense(exec, ws, x, w, bias, out, false, deltas)
+}
+
+fn dense(
+    exec: &Exec,
+    ws: &mut Workspace,
+    x: View<'_>,
+    w: &Packed,
+    bias: Option<&[f32]>,
     mut out: ViewMut<'_>,
     add: bool,
+    deltas: Option<Deltas<'_>>,
 ) -> Result<()> {
     const OP: &str = "matmul";
     same(OP, "columns of x", x.n_cols(), w.k())?;
@@ -33,9 +63,13 @@ pub fn matmul(
     if w.is_gated() {
         return Err(KernelError::Unsupported { op: OP, what: "gated weights, rows", value: w.n() });
     }
+    if let Some(deltas) = deltas {
+        deltas.check(OP, x.n_rows(), w)?;
+    }
     let rows = x.n_rows();
     let stride = ws.max_k;
-    let task = Product { x, quantized: quantize_if_needed(exec, ws, x, std::slice::from_ref(w))?, stride };
+    let quantized = quantize_if_needed(exec, ws, x, std::slice::from_ref(w))?;
+    let task = Product { x, quantized, stride, deltas };
     task.run(exec, w, 0..rows, None, bias, out.raw(), add);
     Ok(())
 }
@@ -96,6 +130,8 @@ pub(crate) struct Product<'a> {
     pub(crate) quantized: Option<&'a Quantized>,
     /// Row stride of the quantised codes.
     pub(crate) stride: usize,
+    /// What adapters add to the output's rows.
+    pub(crate) deltas: Option<Deltas<'a>>,
 }
 
 /// A product with everything resolved, shareable between workers.
@@ -144,33 +180,39 @@ impl Product<'_> {
     }
 }
 
-/// Panels that a worker takes at a time: the widest tile. Workers take the next chunk when they are done with one,
-/// because cores are shared with other work and a fixed share ends with the slowest of them.
-const CHUNK: usize = 8;
-
 impl Job<'_> {
     /// Chunks of panels that the product consists of; none without rows.
     pub(crate) fn chunks(&self) -> usize {
         if self.rows.is_empty() {
             return 0;
         }
-        self.w.segments().iter().map(|segment| segment.data.shape()[0].div_ceil(CHUNK)).sum()
+        self.w.chunks()
+    }
+
+    /// [`Job::chunk`], by plain loops for the reference.
+    pub(crate) fn chunk_of(&self, exec: &Exec, at: usize) {
+        match exec {
+            // The whole product is one chunk's work there, done once.
+            Exec::Reference if at == 0 => self.reference(),
+            Exec::Reference => {}
+            Exec::Simd(_) => self.chunk(at),
+        }
     }
 
     /// Computes chunk `at`. Each output is one sum over K inside its panel, so who computes it changes nothing.
     pub(crate) fn chunk(&self, at: usize) {
         let mut left = at;
-        for segment in self.w.segments() {
+        for (part, segment) in self.w.segments().iter().enumerate() {
             let panels = segment.data.shape()[0];
             let chunks = panels.div_ceil(CHUNK);
             if left < chunks {
-                return self.panels(segment, left * CHUNK..((left + 1) * CHUNK).min(panels));
+                return self.panels(part, segment, left * CHUNK..((left + 1) * CHUNK).min(panels));
             }
             left -= chunks;
         }
     }
 
-    fn sink(&self, segment: &Segment) -> float::Sink {
+    fn sink(&self, part: usize, segment: &Segment) -> float::Sink {
         float::Sink {
             out: self.out,
             col: segment.col,
@@ -178,11 +220,12 @@ impl Job<'_> {
             bias: self.bias.map_or(std::ptr::null(), |bias| bias[segment.col..].as_ptr()),
             add: self.add,
             gated: self.w.is_gated(),
+            deltas: self.product.deltas.map(|deltas| deltas.of_part(part)),
         }
     }
 
-    fn panels(&self, segment: &Segment, range: std::ops::Range<usize>) {
-        let sink = self.sink(segment);
+    fn panels(&self, part: usize, segment: &Segment, range: std::ops::Range<usize>) {
+        let sink = self.sink(part, segment);
         let index = self.index.map_or(std::ptr::null(), <[u32]>::as_ptr);
         let k = self.w.k();
         let rows = (self.rows.start, self.rows.end);
@@ -230,8 +273,8 @@ impl Job<'_> {
     fn reference(&self) {
         let k = self.w.k();
         let mut row_weights = vec![0.0_f32; k];
-        for segment in self.w.segments() {
-            let sink = self.sink(segment);
+        for (part, segment) in self.w.segments().iter().enumerate() {
+            let sink = self.sink(part, segment);
             for panel in 0..segment.data.shape()[0] {
                 for row in self.rows.clone() {
                     let mut values = [0.0_f32; 16];
@@ -240,7 +283,7 @@ impl Job<'_> {
                         *value = self.reference_dot(segment, panel * 16 + lane, row, &row_weights);
                     }
                     // SAFETY: the op checked the output's shape; one thread runs the reference.
-                    unsafe { sink.put(row, panel, values) };
+                    unsafe { sink.put::<Portable>(row, panel, values) };
                 }
             }
         }

@@ -19,6 +19,10 @@ use crate::buf::{Buf, DType};
 use crate::cpu::LANES;
 use crate::error::{KernelError, Result, same};
 
+/// Panels that a worker takes at a time: the widest tile. Workers take the next chunk when they are done with one,
+/// because cores are shared with other work and a fixed share ends with the slowest of them.
+pub(crate) const CHUNK: usize = 8;
+
 /// Rows of weights as a loader finds them, row-major.
 #[derive(Debug, Clone, Copy)]
 pub enum WeightData<'a> {
@@ -150,6 +154,11 @@ impl Packed {
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments
     }
+
+    /// Chunks of panels.
+    pub(crate) fn chunks(&self) -> usize {
+        self.segments.iter().map(|segment| segment.data.shape()[0].div_ceil(CHUNK)).sum()
+    }
 }
 
 /// Packed weights of all experts of a layer, one shape; a dense MLP is one expert.
@@ -163,6 +172,11 @@ impl PackedExperts {
     #[must_use]
     pub fn len(&self) -> usize {
         self.experts.len()
+    }
+
+    /// The first expert alone.
+    pub(crate) fn into_first(self) -> Option<Packed> {
+        self.experts.into_iter().next()
     }
 
     /// Whether there are none (never, for packed weights).

@@ -103,6 +103,29 @@ pub enum ModelError {
         /// What is needed.
         needed: &'static str,
     },
+    /// An adapter that cannot be served.
+    #[error("{}: {message}", path.display())]
+    Adapter {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// A tensor of an adapter that does not fit the base model.
+    #[error(
+        "{}: tensor `{name}` has shape {found:?}, but the base model and the adapter's rank ask for {expected:?}: it \
+         was trained for another model", path.display()
+    )]
+    AdapterShape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// What it has.
+        found: Vec<usize>,
+        /// What it must have.
+        expected: Vec<usize>,
+    },
     /// A batch that does not fit the model or the cache (a bug of the caller).
     #[error("invalid batch: {what}")]
     Batch {

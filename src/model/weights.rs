@@ -187,7 +187,7 @@ fn gguf_elements<'b>(name: &str, kind: GgufType, bytes: &'b [u8]) -> Result<Elem
 }
 
 /// Floats by the name of their type; copied only where the file did not align them.
-fn floats<'b>(name: &str, dtype: &str, bytes: &'b [u8]) -> Result<Elements<'b>> {
+pub(super) fn floats<'b>(name: &str, dtype: &str, bytes: &'b [u8]) -> Result<Elements<'b>> {
     let halves = || bytes.as_chunks::<2>().0.iter().copied();
     Ok(match dtype {
         "F32" => cast(bytes).map_or_else(

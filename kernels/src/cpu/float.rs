@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use super::{Isa, LANES, dispatch};
 use crate::buf::RawRows;
 use crate::cpu::math::silu;
+use crate::lora::RowDeltas;
 
 /// Where the results of a tile go.
 #[derive(Clone, Copy)]
@@ -20,15 +21,22 @@ pub(crate) struct Sink {
     pub(crate) add: bool,
     /// Panels hold 8 gate rows and their 8 up rows.
     pub(crate) gated: bool,
+    /// What adapters add to rows.
+    pub(crate) deltas: Option<RowDeltas>,
 }
 
 impl Sink {
     /// Writes 16 results of `row` for panel `panel`.
     ///
     /// # Safety
-    /// `row` is a row of the output, `panel` a panel of the segment, `bias` null or `n` long.
+    /// `row` is a row of the output, `panel` a panel of the segment, `bias` null or `n` long; the deltas were checked
+    /// against the product.
     #[inline(always)]
-    pub(crate) unsafe fn put(&self, row: usize, panel: usize, values: [f32; LANES]) {
+    pub(crate) unsafe fn put<S: Isa>(&self, row: usize, panel: usize, mut values: [f32; LANES]) {
+        if let Some(deltas) = &self.deltas {
+            // SAFETY: forwarded.
+            unsafe { deltas.add::<S>(row, panel, &mut values) };
+        }
         if self.gated {
             let from = panel * 8;
             let width = (self.n - from).min(8);
@@ -44,7 +52,6 @@ impl Sink {
         let from = panel * LANES;
         let width = (self.n - from).min(LANES);
         let to = self.out.at(row, self.col + from);
-        let mut values = values;
         for lane in 0..width {
             if !self.bias.is_null() {
                 // SAFETY: from + lane < n, and the bias is n long.
@@ -232,7 +239,7 @@ unsafe fn tile<S: Isa, W: Element, const MR: usize, const NP: usize>(
             for p in 0..NP {
                 let mut values = [0.0_f32; LANES];
                 S::store(values.as_mut_ptr(), acc[r][p]);
-                job.sink.put(row + r, panel + p, values);
+                job.sink.put::<S>(row + r, panel + p, values);
             }
         }
     }

@@ -244,7 +244,7 @@ unsafe fn tile<S: Isa, T: Format, const MR: usize, const NP: usize>(job: &IntJob
             for p in 0..NP {
                 let mut values = [0.0_f32; LANES];
                 S::store(values.as_mut_ptr(), acc[r][p]);
-                job.sink.put(row + r, panel + p, values);
+                job.sink.put::<S>(row + r, panel + p, values);
             }
         }
     }
