@@ -25,10 +25,6 @@ const MAX_SOURCE: usize = 128 << 10;
 /// of them to be. Pages that are not used cost nothing.
 const COMPILE_STACK: usize = 256 << 20;
 
-/// Between the parts of JSON the model may write a blank, or a line end and an indent. Unbounded whitespace, which
-/// JSON allows, is where small models lose themselves.
-const WHITESPACE: &str = r"\x20|\x0A\x20{0,16}";
-
 /// What an answer must follow.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Grammar {
@@ -110,12 +106,16 @@ impl Grammar {
 }
 
 /// `schema` with the compiler's options, which no schema may set for itself.
+///
+/// JSON is written on one line, as Python writes it. Free whitespace, the compiler's default, is where small models lose
+/// themselves, and it leaves no text forced: SmolLM2 ended 95 % of its answers with bounded whitespace, 98 % with this
+/// layout, and wrote a third less.
 pub(super) fn laid_out(schema: &Value, strict: bool) -> Value {
     let mut schema = match schema {
         Value::Object(schema) => schema.clone(),
         _ => Map::new(),
     };
-    let options = json!({"whitespace_pattern": WHITESPACE, "lenient": !strict});
+    let options = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "lenient": !strict});
     schema.insert("x-guidance".to_owned(), options);
     Value::Object(schema)
 }

@@ -97,7 +97,7 @@ SCHEMAS = [
     ("a review of a film", obj({"film": S, "stars": i(1, 5), "summary": s(200, 10)})),
     ("a short biography", obj({"name": S, "born": i(1, 2020), "facts": arr(s(80, 5), 1, 3)})),
     ("a support ticket", obj({"subject": s(80, 5), "priority": enum("low", "medium", "high"), "steps": arr(S, 1, 3)})),
-    ("an invoice", obj({"number": pat("^R-[0-9]{4}-[0-9]{3}$"), "net": {"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 9999}, "paid": B, "due": fmt("date")})),
+    ("an invoice", obj({"number": pat("^R-[0-9]{4}-[0-9]{3}$"), "net": {"type": "number", "multipleOf": 0.25, "minimum": 0, "maximum": 9999}, "paid": B, "due": fmt("date")})),
     ("multiples of five", arr(i(0, 100, multipleOf=5), 2, 4)),
     ("a question with choices", obj({"question": s(120, 5), "choices": arr(s(40, 1), 2, 4), "answer": i(0, 3)})),
     ("a translation", obj({"german": S, "english": S, "日本語": s(20, 1)})),

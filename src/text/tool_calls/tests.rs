@@ -115,8 +115,8 @@ fn llama_calls_are_bare_or_stand_after_a_tag() {
     let both = vec![call("weather", "{\"city\": \"Köln\"}"), call("add", "{}")];
     assert_eq!(calls(format, ANSWERS[9].1), (String::new(), both));
     assert_eq!(calls(format, ANSWERS[10].1), (String::new(), vec![call("other", "{\"x\": null}")]));
-    for at in 11..14 {
-        assert_eq!(calls(format, ANSWERS[at].1), (ANSWERS[at].1.to_owned(), vec![]));
+    for (_, text) in &ANSWERS[11..14] {
+        assert_eq!(calls(format, text), ((*text).to_owned(), vec![]));
     }
 }
 
