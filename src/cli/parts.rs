@@ -197,8 +197,13 @@ pub(super) fn generator(
         prefix_cache: limits.prefix_cache,
     };
     let (engine, thread) = crate::engine::start(config, build)?;
-    let config =
-        GeneratorConfig { name, eos: generation.eos, sampling, citing: Citing::for_parameters(parameters) };
+    let config = GeneratorConfig {
+        name,
+        eos: generation.eos,
+        sampling,
+        citing: Citing::for_parameters(parameters),
+        tool_format: None,
+    };
     Ok((Generator::new(engine, tokenizer, template, config), thread))
 }
 

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::engine::{Constraint, FinishReason, Priority, SamplingParams, Usage};
+use crate::engine::{FinishReason, Priority, SamplingParams, Usage};
+use crate::text::Grammar;
 
 /// What the model is to continue.
 #[derive(Debug, Clone)]
@@ -32,6 +33,15 @@ impl Prompt {
     pub fn chat(messages: Vec<Value>) -> Prompt {
         Prompt::Chat { messages, tools: None, add_generation_prompt: true, extra: serde_json::Map::new() }
     }
+}
+
+/// A grammar and the field of the request that asked for it.
+#[derive(Debug, Clone)]
+pub struct GrammarField {
+    /// What the answer follows.
+    pub grammar: Grammar,
+    /// The field that refusals name.
+    pub field: &'static str,
 }
 
 /// One prompt to generate from, with `n` answers.
@@ -71,8 +81,8 @@ pub struct GenerateRequest {
     pub deadline: Option<Instant>,
     /// The name of the adapter that answers; `None`: the base model.
     pub adapter: Option<Arc<str>>,
-    /// A grammar that the answer follows (only with `n` = 1).
-    pub constraint: Option<Box<dyn Constraint>>,
+    /// A grammar that every answer follows.
+    pub grammar: Option<GrammarField>,
 }
 
 impl std::fmt::Debug for GenerateRequest {
@@ -84,7 +94,7 @@ impl std::fmt::Debug for GenerateRequest {
             .field("stop", &self.stop)
             .field("n", &self.n)
             .field("customer", &self.customer)
-            .field("constrained", &self.constraint.is_some())
+            .field("grammar", &self.grammar)
             .finish_non_exhaustive()
     }
 }
@@ -111,7 +121,7 @@ impl GenerateRequest {
             cache_salt: None,
             deadline: None,
             adapter: None,
-            constraint: None,
+            grammar: None,
         }
     }
 }

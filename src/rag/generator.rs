@@ -1,14 +1,17 @@
 //! The generator: tokenizer, chat template and engine under a model's name.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::engine::{AdapterError, AdapterLease, Adapters, EngineHandle, Request, RequestId, SamplingParams};
+use crate::engine::{
+    AdapterError, AdapterLease, Adapters, Constraint, EngineHandle, Request, RequestId, SamplingParams,
+};
 use crate::telemetry::Metrics;
-use crate::text::{ChatTemplate, Tokenizer};
+use crate::text::{ChatTemplate, GrammarCompiler, GrammarError, Tokenizer, ToolFormat};
 
+use super::constraint::Follow;
 use super::error::GenerateError;
 use super::generate_stream::GenerateStream;
-use super::generation::{GenerateRequest, Prompt};
+use super::generation::{GenerateRequest, GrammarField, Prompt};
 use super::prompt::{Citing, Form};
 
 /// Texts of more bytes are tokenized off the async threads.
@@ -28,6 +31,8 @@ pub struct GeneratorConfig {
     pub sampling: SamplingParams,
     /// How its answers are cited: [`Citing::for_parameters`].
     pub citing: Citing,
+    /// How it writes tool calls; `None`: what its chat template says.
+    pub tool_format: Option<ToolFormat>,
 }
 
 /// A loaded model that generates: words in, words out. Cheap to clone.
@@ -46,6 +51,9 @@ struct Inner {
     form: Form,
     /// What the tokenizer or the template takes for control, however it got into a text.
     control: Vec<String>,
+    /// Built by the first request with a grammar.
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
+    tool_format: ToolFormat,
 }
 
 impl std::fmt::Debug for Generator {
@@ -69,7 +77,11 @@ impl Generator {
             .chain(TURNS.map(str::to_owned))
             .filter(|text| text.chars().count() > 1)
             .collect();
-        let inner = Arc::new(Inner { engine, tokenizer, template, config, form, control });
+        let source = template.as_ref().map_or("", ChatTemplate::source);
+        let tool_format = config.tool_format.unwrap_or_else(|| ToolFormat::detect(source));
+        let grammars = OnceLock::new();
+        let inner = Inner { engine, tokenizer, template, config, form, control, grammars, tool_format };
+        let inner = Arc::new(inner);
         Generator { inner, metrics: None, adapters: None }
     }
 
@@ -138,6 +150,16 @@ impl Generator {
     /// Tokens that end an answer.
     pub fn eos(&self) -> &[u32] {
         &self.inner.config.eos
+    }
+
+    /// How the model writes tool calls.
+    pub fn tool_format(&self) -> ToolFormat {
+        self.inner.tool_format
+    }
+
+    /// Whether the chat template shows the model what it may call.
+    pub fn template_knows_tools(&self) -> bool {
+        self.inner.template.as_ref().is_some_and(|template| template.source().contains("tools"))
     }
 
     /// Whether the model takes chats.
@@ -214,8 +236,29 @@ impl Generator {
                     .map_err(|_| GenerateError::Interrupted)??
             }
         };
+        let constraint = match &request.grammar {
+            None => None,
+            Some(grammar) => Some(self.compile(grammar.clone()).await?),
+        };
         let adapter = self.lease(request.adapter.as_deref()).await?;
-        self.submit(ids, adapter, request)
+        self.submit(ids, adapter, constraint, request)
+    }
+
+    /// The grammar over the model's tokens.
+    async fn compile(&self, grammar: GrammarField) -> Result<Box<dyn Constraint>, GenerateError> {
+        let (this, GrammarField { grammar, field }) = (self.clone(), grammar);
+        let compiled = tokio::task::spawn_blocking(move || {
+            let inner = &this.inner;
+            let vocab_size = inner.engine.limits().vocab_size as usize;
+            let compiler = inner
+                .grammars
+                .get_or_init(|| GrammarCompiler::new(&inner.tokenizer, vocab_size, &inner.config.eos));
+            compiler.as_ref().map_err(Clone::clone)?.compile(&grammar)
+        });
+        let matcher = compiled.await.map_err(|_| GenerateError::Interrupted)?;
+        let matcher =
+            matcher.map_err(|error| GenerateError::Invalid { field, message: error.to_string() })?;
+        Ok(Box::new(Follow(matcher)))
     }
 
     /// The adapter of that name, read again where it was evicted.
@@ -235,6 +278,7 @@ impl Generator {
         &self,
         ids: Vec<u32>,
         adapter: Option<AdapterLease>,
+        constraint: Option<Box<dyn Constraint>>,
         request: GenerateRequest,
     ) -> Result<GenerateStream, GenerateError> {
         let max_tokens = self.check(&ids, &request)?;
@@ -264,7 +308,7 @@ impl Generator {
             n: request.n,
             deadline: request.deadline,
             adapter,
-            constraint: request.constraint,
+            constraint,
         })?;
         Ok(stream.over(events))
     }
@@ -283,8 +327,8 @@ impl Generator {
         if request.stop.iter().any(String::is_empty) {
             return Err(invalid("stop", "an empty text cannot end an answer"));
         }
-        if request.constraint.is_some() && request.n > 1 {
-            return Err(invalid("n", "must be 1 where the answer follows a grammar"));
+        if request.grammar.is_some() && request.min_tokens > 0 {
+            return Err(invalid("min_tokens", "a grammar says itself when an answer ends: leave it out"));
         }
         let left = max_model_len.saturating_sub(prompt_tokens);
         let too_long = |wanted| GenerateError::TooLong { prompt_tokens, wanted, max_model_len };

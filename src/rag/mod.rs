@@ -12,6 +12,7 @@
 
 pub mod answer;
 pub mod cite;
+mod constraint;
 pub mod dedupe;
 mod error;
 #[cfg(test)]
@@ -32,7 +33,8 @@ pub use cite::{Citation, Place};
 pub use error::{GenerateError, RagError};
 pub use generate_stream::GenerateStream;
 pub use generation::{
-    Choice, Finish, GenerateEvent, GenerateRequest, Generated, Prompt, StopCause, TokenText, TopToken,
+    Choice, Finish, GenerateEvent, GenerateRequest, Generated, GrammarField, Prompt, StopCause, TokenText,
+    TopToken,
 };
 pub use generator::{Generator, GeneratorConfig};
 pub use prompt::Citing;

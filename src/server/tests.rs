@@ -17,6 +17,8 @@ use crate::rag::{Citing, GeneratorConfig, RagConfig};
 use crate::testing::{FakeRunner, fake_embedder};
 use crate::text::ChatTemplate;
 
+mod structured;
+
 struct Fixture {
     state: AppState,
     _dir: tempfile::TempDir,
@@ -47,6 +49,7 @@ fn fixture_with(api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
         eos: vec![],
         sampling: SamplingParams::greedy(),
         citing: Citing::Searched,
+        tool_format: None,
     };
     let generator =
         Generator::new(engine, embed.tokenizer().clone(), template, config).measured(metrics.clone());
@@ -126,7 +129,7 @@ async fn wrong_requests_get_openai_errors_that_name_the_field() {
         ("temperature", json!(3), 400),
         ("n", json!(0), 400),
         ("top_k", json!(-7), 400),
-        ("response_format", json!({"type": "json_object"}), 400),
+        ("response_format", json!({"type": "xml"}), 400),
         ("suffix", json!("s"), 400),
         ("logit_bias", json!({"9999": 1}), 400),
         ("model", json!("other"), 404),

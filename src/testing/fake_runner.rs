@@ -124,6 +124,13 @@ impl StepRunner for FakeRunner {
             }
             let logprob = sample.params.logprobs.map(|_| -1.0);
             let id = next(&context, self.vocab);
+            // Under a grammar: the next one that it allows.
+            let allowed = |id: &u32| sample.mask.as_ref().is_none_or(|mask| mask.allows(*id));
+            let id = (0..self.vocab).map(|step| (id + step) % self.vocab).find(allowed);
+            let Some(id) = id else {
+                output.samples.push(Err(SampleError::NothingAllowed));
+                continue;
+            };
             output.samples.push(if self.refuse.is_some_and(|token| context.contains(&token)) {
                 Err(SampleError::NotFinite)
             } else {

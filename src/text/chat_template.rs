@@ -13,6 +13,7 @@ use super::error::TextError;
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
+    source: Arc<str>,
     bos: String,
     eos: String,
 }
@@ -39,15 +40,23 @@ impl ChatTemplate {
         });
         environment.add_function("strftime_now", |format: String| strftime(&format));
         environment.add_filter("tojson", self::json::to_json);
-        let source = open_generation_tags(source);
+        let opened = open_generation_tags(source);
+        let source = Arc::from(source);
         environment
-            .add_template_owned("chat", source)
+            .add_template_owned("chat", opened)
             .map_err(|err| TextError::Template { message: describe(&err) })?;
         Ok(ChatTemplate {
             environment: Arc::new(environment),
+            source,
             bos: bos.unwrap_or_default().to_owned(),
             eos: eos.unwrap_or_default().to_owned(),
         })
+    }
+
+    /// The template as its author wrote it.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// The prompt for `messages`; `extra` are more variables (`chat_template_kwargs`).

@@ -6,14 +6,18 @@ pub mod analyze;
 mod chat_template;
 mod detokenizer;
 mod error;
+mod grammar;
 pub mod language;
 mod stop_strings;
 mod tokenizer;
+mod tool_calls;
 mod vocab;
 
 pub use chat_template::ChatTemplate;
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
+pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarMatcher};
 pub use stop_strings::{StopOutcome, StopStrings};
 pub use tokenizer::Tokenizer;
+pub use tool_calls::{ForcedCalls, ToolCall, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
 pub use vocab::{Vocab, VocabKind};

@@ -41,7 +41,7 @@ for call, kind in [
     (lambda: client.completions.create(model=generator, prompt="x", temperature=9), openai.BadRequestError),
     (lambda: client.completions.create(model=generator, prompt="word " * 20000), openai.BadRequestError),
     (lambda: client.chat.completions.create(model=generator, messages=[]), openai.BadRequestError),
-    (lambda: client.chat.completions.create(model=generator, messages=messages, tools=[{"type": "function", "function": {"name": "f"}}]), openai.BadRequestError),
+    (lambda: client.chat.completions.create(model=generator, messages=messages, tools=[{"type": "retrieval"}]), openai.BadRequestError),
     (lambda: client.embeddings.create(model=embedder, input=[]), openai.BadRequestError),
 ]:
     try:

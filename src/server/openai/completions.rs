@@ -57,6 +57,7 @@ pub(in crate::server) async fn create(
     if prompts.is_empty() || prompts.len() > 256 {
         return Err(ApiError::invalid("prompt", "prompt must hold 1 to 256 prompts"));
     }
+    let grammar = super::structured::take(&mut fields)?;
     let sampling = SamplingFields::take(&mut fields)?;
     fields.refuse(REFUSED)?;
     let mut requests = Vec::new();
@@ -65,6 +66,7 @@ pub(in crate::server) async fn create(
         // OpenAI's default for completions.
         request.max_tokens = request.max_tokens.or(Some(16));
         request.adapter = target.adapter.clone();
+        request.grammar = grammar.clone();
         request.echo = echo;
         request.sampling.logprobs = logprobs;
         request.sampling.prompt_logprobs = if echo { logprobs } else { None };

@@ -7,7 +7,9 @@ mod fields;
 pub(super) mod models;
 pub(super) mod sampling;
 pub(super) mod sse;
+mod structured;
 pub(super) mod tokenize;
+mod tools;
 
 use std::sync::Arc;
 

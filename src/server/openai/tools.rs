@@ -1,0 +1,299 @@
+//! OpenAI's `tools`: what a request may call, and calls in its answers.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::super::error::ApiError;
+use super::fields::{Fields, Refused};
+use crate::rag::{GenerateRequest, Generator, GrammarField};
+use crate::text::{ForcedCalls, Grammar, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+
+/// Most functions of a request, as with OpenAI.
+const MOST: usize = 128;
+
+/// What came before `tools`.
+const LEGACY: &[Refused] = &[("functions", &["[]"]), ("function_call", &["\"none\"", "\"auto\""])];
+
+#[derive(Debug, Deserialize)]
+struct Tool {
+    r#type: String,
+    function: Option<Function>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Function {
+    name: String,
+    parameters: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "it must be none, auto, required or a function by its name")]
+enum ChoiceField {
+    Word(String),
+    Function { r#type: String, function: Option<FunctionName> },
+}
+
+#[derive(Debug, Deserialize)]
+struct FunctionName {
+    name: String,
+}
+
+/// Which calls are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// As the model likes.
+    Auto,
+    /// At least one.
+    Required,
+    /// One of the only function that is left.
+    Named,
+}
+
+/// The functions that a request may call.
+#[derive(Debug, Clone)]
+pub(super) struct Tools {
+    /// As they came, for the template.
+    definitions: Vec<Value>,
+    functions: Vec<(String, Option<Value>)>,
+    choice: Choice,
+    parallel: bool,
+}
+
+impl Tools {
+    /// Takes `tools` and what belongs to them; `None` where nothing may be called.
+    pub(super) fn take(fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
+        fields.refuse(LEGACY)?;
+        let definitions: Vec<Value> = fields.take("tools")?.unwrap_or_default();
+        let choice: Option<ChoiceField> = fields.take("tool_choice")?;
+        let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
+        if definitions.len() > MOST {
+            return Err(ApiError::invalid("tools", format!("tools must hold at most {MOST} functions")));
+        }
+        let mut functions: Vec<(String, Option<Value>)> = Vec::new();
+        for (at, definition) in definitions.iter().enumerate() {
+            let function = function(at, definition)?;
+            if functions.iter().any(|(name, _)| *name == function.name) {
+                let message = format!("the name `{}` is given twice", function.name);
+                return Err(ApiError::invalid(format!("tools[{at}]"), message));
+            }
+            functions.push((function.name, function.parameters));
+        }
+        let wrong = |message: String| Err(ApiError::invalid("tool_choice", message));
+        let choice = match choice {
+            None => Choice::Auto,
+            Some(ChoiceField::Word(word)) => match word.as_str() {
+                "none" => return Ok(None),
+                "auto" => Choice::Auto,
+                "required" => Choice::Required,
+                _ => return wrong(format!("`{word}` must be none, auto, required or a function")),
+            },
+            Some(ChoiceField::Function { r#type, function: Some(FunctionName { name }) })
+                if r#type == "function" =>
+            {
+                functions.retain(|(known, _)| *known == name);
+                if functions.is_empty() {
+                    return wrong(format!("`{name}` is none of the tools"));
+                }
+                Choice::Named
+            }
+            Some(ChoiceField::Function { r#type, .. }) => {
+                return wrong(format!("tool_choice of type `{type}` is not supported: name one function"));
+            }
+        };
+        if functions.is_empty() {
+            return match choice {
+                Choice::Auto => Ok(None),
+                _ => wrong("tool_choice needs tools".to_owned()),
+            };
+        }
+        Ok(Some(Tools { definitions, functions, choice, parallel }))
+    }
+
+    /// What the template is given: the functions where it knows what tools are, else messages that describe them.
+    pub(super) fn prompt(&self, generator: &Generator, messages: &mut Vec<Value>) -> Option<Vec<Value>> {
+        if generator.template_knows_tools() {
+            return Some(self.definitions.clone());
+        }
+        spell_out(messages);
+        describe(&self.definitions, messages);
+        None
+    }
+
+    /// Makes `request` one whose answer may, or must, have calls.
+    pub(super) fn apply(&self, generator: &Generator, request: &mut GenerateRequest) -> Result<(), ApiError> {
+        let (format, tokenizer) = (generator.tool_format(), generator.tokenizer());
+        // A mark that is control must be seen.
+        if tokenizer.id(format.mark()).is_some_and(|id| tokenizer.is_special(id)) {
+            request.skip_special_tokens = false;
+        }
+        if let Some(GrammarField { field, .. }) = &request.grammar {
+            let message = format!("{field} cannot be followed together with tools: leave one out");
+            return Err(ApiError::invalid(*field, message));
+        }
+        if self.choice != Choice::Auto {
+            let parallel = self.parallel && self.choice == Choice::Required;
+            let calls = ForcedCalls { functions: &self.functions, parallel };
+            let grammar = Grammar::Context(forced_calls(format, tokenizer, calls));
+            request.grammar = Some(GrammarField { grammar, field: "tools" });
+        }
+        Ok(())
+    }
+
+    /// Reads one answer.
+    pub(super) fn reader(&self, format: ToolFormat) -> ToolReader {
+        let functions = self.functions.iter().map(|(name, _)| name.clone()).collect();
+        ToolReader {
+            parser: ToolCallParser::new(format, functions),
+            format,
+            parallel: self.parallel,
+            calls: 0,
+        }
+    }
+}
+
+fn function(at: usize, definition: &Value) -> Result<Function, ApiError> {
+    let wrong = |message: String| ApiError::invalid(format!("tools[{at}]"), message);
+    let tool: Tool = serde_json::from_value(definition.clone())
+        .map_err(|error| wrong(format!("it is no tool: {error}")))?;
+    let function = match (tool.r#type.as_str(), tool.function) {
+        ("function", Some(function)) => function,
+        ("function", None) => return Err(wrong("function is missing".to_owned())),
+        (other, _) => return Err(wrong(format!("tools of type `{other}` are not supported"))),
+    };
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if function.name.is_empty() || function.name.len() > 64 || !function.name.chars().all(name) {
+        return Err(wrong(format!(
+            "the name `{}` must be 1 to 64 of a-z, A-Z, 0-9, _, - and .",
+            function.name
+        )));
+    }
+    if function.parameters.as_ref().is_some_and(|schema| !schema.is_object()) {
+        return Err(wrong("parameters must be a JSON schema".to_owned()));
+    }
+    Ok(function)
+}
+
+/// Arguments of earlier calls as objects, which is what templates expect; OpenAI's are texts.
+pub(super) fn parse_arguments(message: &mut Map<String, Value>) -> Result<(), String> {
+    let Some(Value::Array(calls)) = message.get_mut("tool_calls") else { return Ok(()) };
+    for call in calls {
+        let Some(arguments) = call.pointer_mut("/function/arguments") else {
+            return Err("a tool call needs a function with arguments".to_owned());
+        };
+        if let Value::String(text) = arguments {
+            let text = if text.trim().is_empty() { "{}" } else { text.as_str() };
+            *arguments = serde_json::from_str(text)
+                .map_err(|error| format!("the arguments of a tool call are no JSON: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Calls and their results as text, for templates that know neither.
+fn spell_out(messages: &mut [Value]) {
+    for message in messages.iter_mut().filter_map(Value::as_object_mut) {
+        let content = message.get("content").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if let Some(Value::Array(calls)) = message.remove("tool_calls") {
+            let mut lines: Vec<String> = Some(content).filter(|text| !text.is_empty()).into_iter().collect();
+            lines.extend(calls.iter().filter_map(|call| call.get("function")).map(|function| {
+                let call = json!({"name": function["name"], "arguments": function["arguments"]});
+                format!("<tool_call>\n{call}\n</tool_call>")
+            }));
+            message.insert("content".to_owned(), Value::String(lines.join("\n")));
+        } else if message.get("role").is_some_and(|role| role == "tool") {
+            message.insert("role".to_owned(), json!("user"));
+            let text = format!("<tool_response>\n{content}\n</tool_response>");
+            message.insert("content".to_owned(), Value::String(text));
+        }
+    }
+}
+
+/// Describes the functions in the first message, which the template would otherwise not mention.
+fn describe(definitions: &[Value], messages: &mut Vec<Value>) {
+    let lines: Vec<String> = definitions.iter().map(Value::to_string).collect();
+    let text = format!(
+        "You can call these functions:\n<tools>\n{}\n</tools>\nTo call one, write its name and arguments as JSON:\n\
+         <tool_call>\n{{\"name\": \"function\", \"arguments\": {{\"argument\": \"value\"}}}}\n</tool_call>",
+        lines.join("\n")
+    );
+    match messages.first_mut() {
+        Some(first) if first["role"] == "system" => {
+            let said = first["content"].as_str().unwrap_or_default();
+            first["content"] = Value::String(format!("{said}\n\n{text}"));
+        }
+        _ => messages.insert(0, json!({"role": "system", "content": text})),
+    }
+}
+
+/// Turns one answer's text into OpenAI's shape of it.
+#[derive(Debug, Clone)]
+pub(super) struct ToolReader {
+    parser: ToolCallParser,
+    format: ToolFormat,
+    parallel: bool,
+    calls: usize,
+}
+
+impl ToolReader {
+    /// `content` and `tool_calls` of a whole answer.
+    pub(super) fn message(self, text: &str) -> (Value, Vec<Value>) {
+        let (content, calls) = self.parser.whole(text);
+        let most = if self.parallel { usize::MAX } else { 1 };
+        let calls: Vec<Value> = calls
+            .into_iter()
+            .take(most)
+            .map(|call| {
+                json!({"id": call_id(self.format), "type": "function",
+                    "function": {"name": call.name, "arguments": call.arguments}})
+            })
+            .collect();
+        let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { json!(content) };
+        (content, calls)
+    }
+
+    /// The deltas of more text.
+    pub(super) fn push(&mut self, text: &str) -> Vec<Value> {
+        let events = self.parser.push(text);
+        self.deltas(events)
+    }
+
+    /// The last deltas.
+    pub(super) fn finish(&mut self) -> Vec<Value> {
+        let events = self.parser.finish();
+        self.deltas(events)
+    }
+
+    /// Whether there was a call.
+    pub(super) fn called(&self) -> bool {
+        self.calls > 0
+    }
+
+    fn deltas(&mut self, events: Vec<ToolEvent>) -> Vec<Value> {
+        let mut deltas = Vec::new();
+        for event in events {
+            let begins = matches!(event, ToolEvent::Begin { .. });
+            self.calls += usize::from(begins);
+            if !self.parallel && self.calls > 1 && !matches!(event, ToolEvent::Content(_)) {
+                continue;
+            }
+            let index = self.calls.saturating_sub(1);
+            match event {
+                ToolEvent::Content(text) => deltas.push(json!({"content": text})),
+                ToolEvent::Begin { name } => deltas.push(json!({"tool_calls": [{"index": index,
+                    "id": call_id(self.format), "type": "function",
+                    "function": {"name": name, "arguments": ""}}]})),
+                ToolEvent::Arguments(text) => {
+                    deltas.push(json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]}))
+                }
+                ToolEvent::End { .. } => {}
+            }
+        }
+        deltas
+    }
+}
+
+/// A fresh id of a call.
+fn call_id(format: ToolFormat) -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    if format.short_ids() { id[..9].to_owned() } else { format!("chatcmpl-tool-{id}") }
+}

@@ -1,0 +1,204 @@
+//! Structured output and tools over the fake model, which draws among what a grammar allows.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A server whose model ends with byte 0 and takes chats by `template`.
+fn ending(template: &str) -> Fixture {
+    let mut fixture = chatting();
+    let generator = fixture.state.generator.take().expect("generator");
+    let config = GeneratorConfig {
+        name: "fake".to_owned(),
+        eos: vec![0],
+        sampling: SamplingParams::greedy(),
+        citing: Citing::Searched,
+        tool_format: None,
+    };
+    let template = ChatTemplate::compile(template, None, None).expect("compiles");
+    let limits =
+        EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 64, max_waiting: 8, prefix_cache: true };
+    let (engine, thread) =
+        crate::engine::start(limits, || Ok(FakeRunner::new(300, 256, 4096))).expect("engine");
+    let tokenizer = generator.tokenizer().clone();
+    fixture.state.generator = Some(Generator::new(engine, tokenizer, Some(template), config));
+    fixture._engine = thread;
+    fixture
+}
+
+const PLAIN: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}";
+const MISTRAL: &str = "{% for m in messages %}{{ m.content }}|{% if m.tool_calls %}[TOOL_CALLS]\
+                       {% for c in m.tool_calls %}{{ c.function.arguments.a }}{% endfor %}{% endif %}{% endfor %}\
+                       {% if tools %}{{ tools | length }}{% endif %}";
+
+fn events(body: &str) -> Vec<Value> {
+    let lines = body.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+    lines.filter(|line| *line != "[DONE]").map(|line| serde_json::from_str(line).expect("json")).collect()
+}
+
+fn chat(extra: Value) -> Value {
+    let mut ask = json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 300});
+    ask.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+    ask
+}
+
+fn add() -> Value {
+    let digit = json!({"type": "integer", "minimum": 0, "maximum": 9});
+    json!({"type": "function", "function": {"name": "add", "parameters": {"type": "object",
+        "properties": {"a": digit, "b": digit}, "required": ["a", "b"], "additionalProperties": false}}})
+}
+
+#[tokio::test]
+async fn answers_follow_their_schema_whole_and_streamed() {
+    let fixture = ending(PLAIN);
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}, "n": {"enum": [1, 22]}},
+        "required": ["ok", "n"], "additionalProperties": false});
+    let format =
+        json!({"type": "json_schema", "json_schema": {"name": "s", "schema": schema, "strict": true}});
+    for extra in [
+        json!({"response_format": format}),
+        json!({"guided_json": schema, "guided_decoding_backend": "auto"}),
+        json!({"guided_json": schema.to_string()}),
+        json!({"structured_outputs": {"json": schema}}),
+    ] {
+        let mut ask = chat(extra);
+        let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask.clone()).await);
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["finish_reason"], "stop", "{answer}");
+        let text = choice["message"]["content"].as_str().expect("text");
+        let value: Value = serde_json::from_str(text).expect("json");
+        assert!(
+            value["ok"].is_boolean() && [1, 22].contains(&value["n"].as_i64().expect("a number")),
+            "{text}"
+        );
+        ask["stream"] = json!(true);
+        let (_, body) = post(&fixture.state, "/v1/chat/completions", ask).await;
+        let streamed: String = events(&body)
+            .iter()
+            .filter_map(|event| event["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+            .collect();
+        assert_eq!(streamed, text);
+    }
+}
+
+#[tokio::test]
+async fn completions_follow_expressions_choices_and_grammars() {
+    let fixture = ending(PLAIN);
+    for (extra, good) in [
+        (json!({"guided_regex": "[ab]{3}!"}), &["a", "b"][..]),
+        (json!({"guided_choice": ["xx", "yyy"]}), &["xx", "yyy"][..]),
+        (json!({"guided_grammar": "root ::= \"q\" [0-9]"}), &["q"][..]),
+        (json!({"structured_outputs": {"grammar": "start: \"z\" /[0-9]/"}}), &["z"][..]),
+    ] {
+        let mut ask = json!({"prompt": "p", "max_tokens": 20});
+        ask.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
+        let text = answer["choices"][0]["text"].as_str().expect("text");
+        assert!(good.iter().any(|start| text.starts_with(start)) && text.len() <= 4, "{extra}: {text}");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{extra}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn grammars_and_tools_that_make_no_sense_are_refused_by_name() {
+    let fixture = ending(PLAIN);
+    let tools = json!([add()]);
+    for (extra, param) in [
+        (json!({"guided_regex": "("}), "guided_regex"),
+        (json!({"guided_json": {"type": "array", "uniqueItems": true}}), "guided_json"),
+        (json!({"guided_json": "{"}), "guided_json"),
+        (json!({"guided_choice": []}), "guided_choice"),
+        (json!({"guided_choice": "a"}), "guided_choice"),
+        (json!({"guided_grammar": "start: nothing"}), "guided_grammar"),
+        (json!({"guided_regex": "a", "guided_choice": ["a"]}), "guided_choice"),
+        (json!({"guided_decoding_backend": "outlines"}), "guided_decoding_backend"),
+        (json!({"guided_whitespace_pattern": " "}), "guided_whitespace_pattern"),
+        (json!({"guided_regex": "a", "min_tokens": 2}), "min_tokens"),
+        (json!({"structured_outputs": {}}), "structured_outputs"),
+        (json!({"structured_outputs": {"regex": "a", "choice": ["a"]}}), "structured_outputs"),
+        (json!({"structured_outputs": {"structural_tag": {}}}), "structural_tag"),
+        (json!({"response_format": {"type": "structural_tag"}}), "response_format"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
+        (json!({"tools": [{"type": "retrieval"}]}), "tools[0]"),
+        (json!({"tools": [add(), add()]}), "tools[1]"),
+        (json!({"tools": [{"type": "function", "function": {"name": "a b"}}]}), "tools[0]"),
+        (json!({"tools": tools, "tool_choice": "maybe"}), "tool_choice"),
+        (
+            json!({"tools": tools, "tool_choice": {"type": "function", "function": {"name": "sub"}}}),
+            "tool_choice",
+        ),
+        (json!({"tools": tools, "tool_choice": {"type": "allowed_tools"}}), "tool_choice"),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"tools": tools, "guided_regex": "a"}), "guided_regex"),
+        (
+            json!({"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "not": {}}}}],
+                "tool_choice": "required"}),
+            "tools",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}),
+            "messages[0]",
+        ),
+    ] {
+        let (status, answer) = post(&fixture.state, "/v1/chat/completions", chat(extra.clone())).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{extra}: {answer}");
+        let error: Value = serde_json::from_str(&answer).expect("json");
+        assert_eq!(error["error"]["param"], param, "{extra}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn forced_calls_come_whole_and_in_pieces() {
+    for (template, id_length) in [(PLAIN, 46), (MISTRAL, 9)] {
+        let fixture = ending(template);
+        for choice in [json!("required"), json!({"type": "function", "function": {"name": "add"}})] {
+            let mut ask =
+                chat(json!({"tools": [add()], "tool_choice": choice, "parallel_tool_calls": false}));
+            let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask.clone()).await);
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
+            assert!(choice["message"]["content"].is_null(), "{answer}");
+            let calls = choice["message"]["tool_calls"].as_array().expect("calls");
+            assert_eq!((calls.len(), &calls[0]["type"]), (1, &json!("function")));
+            assert_eq!(calls[0]["id"].as_str().expect("an id").len(), id_length);
+            let arguments = calls[0]["function"]["arguments"].as_str().expect("text");
+            let value: Value = serde_json::from_str(arguments).expect("json");
+            assert!(value["a"].is_u64() && value["b"].is_u64(), "{arguments}");
+
+            ask["stream"] = json!(true);
+            let (_, body) = post(&fixture.state, "/v1/chat/completions", ask).await;
+            let events = events(&body);
+            let parts: Vec<&Value> =
+                events.iter().filter_map(|event| event["choices"][0]["delta"]["tool_calls"].get(0)).collect();
+            assert_eq!(parts[0]["function"]["name"], "add");
+            assert!(parts[0]["id"].is_string() && parts[1..].iter().all(|part| part["id"].is_null()));
+            let streamed: String =
+                parts.iter().filter_map(|part| part["function"]["arguments"].as_str()).collect();
+            assert_eq!(streamed, arguments);
+            let reasons: Vec<&Value> =
+                events.iter().map(|event| &event["choices"][0]["finish_reason"]).collect();
+            assert_eq!(*reasons.last().expect("some"), "tool_calls");
+        }
+    }
+}
+
+#[tokio::test]
+async fn templates_get_tools_and_earlier_calls_as_they_expect_them() {
+    let messages = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": null,
+        "refusal": null, "tool_calls": [{"id": "123456789", "type": "function",
+            "function": {"name": "add", "arguments": "{\"a\": 7}"}}]},
+        {"role": "tool", "tool_call_id": "123456789", "content": "7"}]);
+    let ask = json!({"messages": messages, "tools": [add()], "max_tokens": 1});
+    let knows = ending(MISTRAL);
+    let used = parsed(&post(&knows.state, "/v1/chat/completions", ask.clone()).await);
+    assert_eq!(used["usage"]["prompt_tokens"], "x||[TOOL_CALLS]77|1".len());
+    // One that does not is told in words.
+    let plain = ending(PLAIN);
+    let told = parsed(&post(&plain.state, "/v1/chat/completions", ask.clone()).await);
+    let mut none = ask;
+    none["tool_choice"] = json!("none");
+    let untold = parsed(&post(&plain.state, "/v1/chat/completions", none).await);
+    let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().expect("a number");
+    assert!(tokens(&told) > tokens(&untold) + 200, "{told} {untold}");
+}
