@@ -72,6 +72,8 @@ fn fixture_with(api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
         embed,
         lakes,
         metrics,
+        adapters_dir: None,
+        responses: ResponseStore::default(),
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
         max_upload_bytes: 4096,
         draining: Arc::new(AtomicBool::new(false)),
