@@ -17,6 +17,10 @@ use crate::rag::{Citing, GeneratorConfig, RagConfig};
 use crate::testing::{FakeRunner, fake_embedder};
 use crate::text::ChatTemplate;
 
+mod adapters;
+mod completions;
+mod responses;
+
 struct Fixture {
     state: AppState,
     _dir: tempfile::TempDir,
@@ -138,12 +142,22 @@ async fn wrong_requests_get_openai_errors_that_name_the_field() {
         ("prompt", Value::Null, 400),
         ("echo", json!("yes"), 400),
         ("functions", json!([{}]), 400),
-        ("prompt_logprobs", json!(1), 400),
-        ("allowed_token_ids", json!([1]), 400),
-        ("return_token_ids", json!(true), 400),
         ("stream_options", json!({"include_usage": true}), 400),
         ("min_tokens", json!(17), 400),
-        ("best_of", json!(2), 400),
+        ("best_of", json!(0), 400),
+        ("best_of", json!(129), 400),
+        ("logprobs", json!(21), 400),
+        ("logprobs", json!(-1), 400),
+        ("prompt_logprobs", json!(-1), 400),
+        ("allowed_token_ids", json!([]), 400),
+        ("allowed_token_ids", json!([256]), 400),
+        ("truncate_prompt_tokens", json!(0), 400),
+        ("truncate_prompt_tokens", json!(513), 400),
+        ("seed", json!(0.5), 400),
+        ("seed", json!(1e30), 400),
+        ("priority", json!("high"), 400),
+        ("bad_words", json!(["x"]), 400),
+        ("store", json!(true), 400),
     ] {
         let mut body = base.clone();
         body[field] = value;
@@ -235,7 +249,7 @@ async fn uploads_are_checked_and_kept() {
 #[tokio::test]
 async fn the_openapi_document_lists_what_is_served() {
     let fixture = fixture(&[]);
-    for (path, method, ..) in openapi::OPERATIONS {
+    for openapi::Operation { path, method, .. } in openapi::OPERATIONS {
         let path = path.replace("{table}", "general_documents").replace(['{', '}'], "");
         let request =
             Request::builder().method(method.to_uppercase().as_str()).uri(&path).body(Body::empty());
@@ -359,14 +373,15 @@ async fn an_error_is_the_last_event_of_a_stream() {
 async fn the_openapi_document_describes_every_body_and_status() {
     let fixture = fixture(&[]);
     let (_, document) = get(&fixture.state, "/openapi.json").await;
-    for (path, method, _, body, _) in openapi::OPERATIONS {
+    for openapi::Operation { path, method, carries, .. } in openapi::OPERATIONS {
         let operation = &document["paths"][path][method];
         assert!(
             operation["responses"]["500"].is_object() && operation["responses"]["405"].is_object(),
             "{path}"
         );
-        assert_eq!(body.is_some(), operation["requestBody"].is_object(), "{path}");
-        if let Some(name) = body {
+        let nothing = *carries == openapi::Carries::Nothing;
+        assert_eq!(nothing, operation["requestBody"].is_null(), "{path}");
+        if let openapi::Carries::Json(name) = carries {
             assert!(operation["responses"]["200"]["content"].is_object(), "{path}");
             assert!(document["components"]["schemas"][name]["properties"].is_object(), "{name}");
             assert!(operation["responses"]["413"].is_object() && operation["responses"]["415"].is_object());
