@@ -50,12 +50,18 @@ fn parameters(operation: &Operation) -> Value {
     in_path.chain(operation.query.iter().chain(customer).map(|name| parameter(name))).collect()
 }
 
+/// One server-sent event. Its data is a part of the answer as JSON, an error, or, at the end of those without names,
+/// `[DONE]`.
+fn event() -> Value {
+    json!({"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": {"type": "string"}}})
+}
+
 fn good(operation: &Operation) -> Value {
     let content = match operation.answers {
         Answers::Json(name) => json_content(named(name)),
         Answers::JsonOrEvents(name) => {
             let mut content = json_content(named(name));
-            content["text/event-stream"] = json!({"schema": {"type": "string"}});
+            content["text/event-stream"] = json!({"schema": event()});
             content
         }
         Answers::Text => json!({"text/plain": {"schema": {"type": "string"}}}),

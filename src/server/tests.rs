@@ -34,18 +34,25 @@ fn fixture(api_keys: &[&str]) -> Fixture {
 
 /// A server whose model takes chats: messages a line.
 fn chatting() -> Fixture {
+    fixture_with(&[], Some(lines()))
+}
+
+fn lines() -> ChatTemplate {
     let source = "{% for m in messages %}{{ m.content }}|{% endfor %}";
-    fixture_with(&[], Some(ChatTemplate::compile(source, None, None).expect("compiles")))
+    ChatTemplate::compile(source, None, None).expect("compiles")
 }
 
 fn fixture_with(api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
+    fixture_over(FakeRunner::new(100, 256, 512), api_keys, template)
+}
+
+fn fixture_over(runner: FakeRunner, api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
     let metrics = Metrics::new();
     let dir = tempfile::tempdir().expect("dir");
     let (embed, embed_thread) = fake_embedder(8);
     let config =
         EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 64, max_waiting: 8, prefix_cache: true };
-    let (engine, engine_thread) =
-        crate::engine::start(config, || Ok(FakeRunner::new(100, 256, 512))).expect("engine");
+    let (engine, engine_thread) = crate::engine::start(config, || Ok(runner)).expect("engine");
     let config = GeneratorConfig {
         name: "fake".to_owned(),
         eos: vec![],

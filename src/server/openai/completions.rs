@@ -5,8 +5,8 @@ mod choices;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
 use futures::future::try_join_all;
-use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -178,7 +178,7 @@ async fn bare(generator: &Generator, prompt: Prompt) -> Result<Prompt, ApiError>
 impl Rendering {
     /// The answer to all prompts. They are read side by side: the engine drops a reader that falls behind.
     async fn whole(&self, running: Vec<GenerateStream>) -> Result<Value, ApiError> {
-        let all = try_join_all(running.into_iter().map(|one| one.collect().boxed())).await?;
+        let all = try_join_all(running.into_iter().map(GenerateStream::collect)).await?;
         let mut choices = Vec::new();
         let mut usage = Usage::default();
         for (at, generated) in (0_u32..).zip(all) {

@@ -100,6 +100,39 @@ async fn a_prompt_is_cut_to_its_last_tokens() {
 }
 
 #[tokio::test]
+async fn a_chat_is_cut_to_its_last_tokens_too() {
+    let messages = json!([{"role": "user", "content": "abc"}]);
+    let ask = json!({"messages": messages, "max_tokens": 2, "truncate_prompt_tokens": 3});
+    let answer = parsed(&post(&chatting().state, "/v1/chat/completions", ask).await);
+    assert_eq!(answer["usage"]["prompt_tokens"], 3);
+    let same = json!({"prompt": "bc|", "max_tokens": 2});
+    let same = complete(&fixture(&[]), same).await;
+    assert_eq!(answer["choices"][0]["message"]["content"], same["choices"][0]["text"]);
+}
+
+#[tokio::test]
+async fn texts_may_come_without_the_models_own_tokens() {
+    let fixture = fixture(&[]);
+    let mut ask = json!({"prompt": ["ab", "c"], "max_tokens": 2, "add_special_tokens": false, "echo": true});
+    let answer = complete(&fixture, ask.clone()).await;
+    assert!(answer["choices"][0]["text"].as_str().expect("text").starts_with("ab"), "{answer}");
+    ask["prompt"] = json!("x".repeat(512 * 64 + 1));
+    let (status, refusal) = post(&fixture.state, "/v1/completions", ask).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(refusal.contains("context_length_exceeded"), "{refusal}");
+}
+
+#[tokio::test]
+async fn an_answer_that_fails_on_its_way_ends_its_stream_with_the_error() {
+    let first = expected_tokens(&[97], 1, 256)[0];
+    let fixture = fixture_over(FakeRunner::new(100, 256, 512).refusing(first), &[], None);
+    let chunks = chunks(&fixture, json!({"prompt": "a", "max_tokens": 5, "logprobs": 0})).await;
+    assert_eq!(chunks.len(), 2, "{chunks:?}");
+    assert_eq!(chunks[0]["choices"][0]["index"], 0);
+    assert_eq!(chunks[1]["error"]["type"], "server_error");
+}
+
+#[tokio::test]
 async fn tokens_that_are_not_allowed_are_impossible() {
     let fixture = fixture(&[]);
     let generator = fixture.state.generator.as_ref().expect("generator");
@@ -155,7 +188,7 @@ async fn streams_of_several_prompts_keep_their_indices_and_offsets() {
             let parts: Vec<&Value> = parts.collect();
             assert_eq!(json!(parts), expected["logprobs"][field], "{field} of {index}");
         }
-        assert_eq!(own().last().expect("last")["finish_reason"], "length");
+        assert_eq!(own().next_back().expect("last")["finish_reason"], "length");
     }
 }
 

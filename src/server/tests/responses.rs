@@ -1,6 +1,7 @@
 //! `/v1/responses`.
 
 use super::*;
+use crate::testing::expected_tokens;
 
 async fn respond(fixture: &Fixture, ask: Value) -> Value {
     parsed(&post(&fixture.state, "/v1/responses", ask).await)
@@ -101,6 +102,23 @@ async fn a_stream_has_openais_events_in_order() {
     assert_eq!(super::responses::text(&last["response"]), text);
     let path = format!("/v1/responses/{}", last["response"]["id"].as_str().expect("id"));
     assert_eq!(get(&fixture.state, &path).await.1, last["response"], "kept as it was told");
+}
+
+#[tokio::test]
+async fn an_answer_that_fails_on_its_way_says_so_and_is_not_kept() {
+    let first = expected_tokens(b"ab|".map(u32::from).as_slice(), 1, 256)[0];
+    let fixture = fixture_over(FakeRunner::new(100, 256, 512).refusing(first), &[], Some(lines()));
+    let ask = json!({"input": "ab", "max_output_tokens": 5, "stream": true});
+    let (status, body) = post(&fixture.state, "/v1/responses", ask).await;
+    assert_eq!(status, StatusCode::OK, "the first token was sent");
+    let (_, last) = body.trim().rsplit_once("data: ").expect("events");
+    let last: Value = serde_json::from_str(last).expect("json");
+    assert_eq!((&last["type"], &last["response"]["status"]), (&json!("response.failed"), &json!("failed")));
+    assert_eq!(last["response"]["error"]["code"], "server_error");
+    let path = format!("/v1/responses/{}", last["response"]["id"].as_str().expect("id"));
+    assert_eq!(get(&fixture.state, &path).await.0, StatusCode::NOT_FOUND);
+    let ask = json!({"input": "ab", "max_output_tokens": 5});
+    assert_eq!(post(&fixture.state, "/v1/responses", ask).await.0, StatusCode::INTERNAL_SERVER_ERROR);
 }
 
 #[tokio::test]

@@ -28,16 +28,17 @@ impl Rendering {
         json!({"id": self.id, "object": "text_completion", "created": self.created, "model": self.model, "choices": choices})
     }
 
-    fn choice(&self, index: u32, text: &str, tokens: &[TokenText], finish: Option<&Finish>) -> Value {
+    fn choice(&self, index: u32, text: &str, logprobs: Value, finish: Option<&Finish>) -> Value {
         let stop = finish.and_then(|finish| finish.stop.as_ref()).map(stop_reason);
-        let logprobs = match self.fields.logprobs {
-            Some(most) if !tokens.is_empty() => logprobs::completion(tokens, most, self.fields.names),
-            _ => Value::Null,
-        };
         json!({
             "index": index, "text": text, "logprobs": logprobs,
             "finish_reason": finish.map(Finish::as_openai), "stop_reason": stop,
         })
+    }
+
+    /// Those of `tokens`, where they were asked for.
+    fn logprobs(&self, tokens: &[TokenText]) -> Value {
+        self.fields.logprobs.map_or(Value::Null, |most| logprobs::completion(tokens, most, self.fields.names))
     }
 
     /// The choices of prompt number `at`: the `n` best of what was generated.
@@ -49,7 +50,8 @@ impl Rendering {
             choices.truncate(self.n as usize);
         }
         let write = |(index, choice): (u32, Choice)| {
-            let mut out = self.choice(index, &choice.text, &choice.tokens, Some(&choice.finish));
+            let mut out =
+                self.choice(index, &choice.text, self.logprobs(&choice.tokens), Some(&choice.finish));
             if let Some(most) = self.fields.prompt_logprobs {
                 out["prompt_logprobs"] = logprobs::prompt(&prompt_tokens, most);
             }
@@ -129,7 +131,8 @@ impl StreamedChoices {
         finish: Option<&Finish>,
     ) -> Value {
         let Rendering { n, fields, .. } = self.rendering;
-        let mut choice = self.rendering.choice(at * n + index, text, tokens, finish);
+        let logprobs = if tokens.is_empty() { Value::Null } else { self.rendering.logprobs(tokens) };
+        let mut choice = self.rendering.choice(at * n + index, text, logprobs, finish);
         let progress = self.prompts.entry(at).or_default();
         let begun = progress.tokens.contains_key(&index);
         // With echo, the first tokens of a choice are the prompt's.
