@@ -19,6 +19,7 @@ use crate::text::ChatTemplate;
 
 mod adapters;
 mod completions;
+mod openapi;
 mod responses;
 
 struct Fixture {
@@ -253,19 +254,6 @@ async fn uploads_are_checked_and_kept() {
     assert_eq!(get(&fixture.state, twice).await.0, StatusCode::BAD_REQUEST, "no other customer's answer");
 }
 
-#[tokio::test]
-async fn the_openapi_document_lists_what_is_served() {
-    let fixture = fixture(&[]);
-    for openapi::Operation { path, method, .. } in openapi::OPERATIONS {
-        let path = path.replace("{table}", "general_documents").replace(['{', '}'], "");
-        let request =
-            Request::builder().method(method.to_uppercase().as_str()).uri(&path).body(Body::empty());
-        let (status, body) = send(&fixture.state, request.expect("request")).await;
-        assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
-        assert!(!body.contains("there is no such path"), "{method} {path}");
-    }
-}
-
 fn parsed(answer: &(StatusCode, String)) -> Value {
     assert_eq!(answer.0, StatusCode::OK, "{}", answer.1);
     serde_json::from_str(&answer.1).expect("json")
@@ -278,27 +266,6 @@ async fn fields_that_say_nothing_or_that_nobody_knows_are_let_pass() {
         "length_penalty": 1.0, "response_format": {"type": "text"}, "suffix": null, "best_of": 1, "user": "u",
         "metadata": {"a": "b"}, "something_new": 7});
     parsed(&post(&fixture.state, "/v1/completions", ask).await);
-}
-
-#[tokio::test]
-async fn a_prompt_may_fill_the_window_where_no_token_is_asked_for() {
-    let fixture = fixture(&[]);
-    let ask = json!({"prompt": "x".repeat(512), "max_tokens": 0, "echo": true});
-    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
-    assert_eq!(answer["usage"]["prompt_tokens"], 512);
-    assert_eq!(answer["usage"]["completion_tokens"], 0);
-}
-
-#[tokio::test]
-async fn top_logprobs_of_completions_have_the_token_itself() {
-    let fixture = fixture(&[]);
-    let ask = json!({"prompt": "x", "max_tokens": 2, "logprobs": 0});
-    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
-    let logprobs = &answer["choices"][0]["logprobs"];
-    for at in 0..2 {
-        let token = logprobs["tokens"][at].as_str().expect("token");
-        assert_eq!(logprobs["top_logprobs"][at][token], logprobs["token_logprobs"][at], "{logprobs}");
-    }
 }
 
 #[tokio::test]
@@ -374,29 +341,4 @@ async fn an_error_is_the_last_event_of_a_stream() {
     let events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
     assert_eq!((events.len(), events[0], events[2]), (3, "1", "[DONE]"), "{text}");
     assert!(events[1].contains("broken"), "{text}");
-}
-
-#[tokio::test]
-async fn the_openapi_document_describes_every_body_and_status() {
-    let fixture = fixture(&[]);
-    let (_, document) = get(&fixture.state, "/openapi.json").await;
-    for openapi::Operation { path, method, carries, .. } in openapi::OPERATIONS {
-        let operation = &document["paths"][path][method];
-        assert!(
-            operation["responses"]["500"].is_object() && operation["responses"]["405"].is_object(),
-            "{path}"
-        );
-        let nothing = *carries == openapi::Carries::Nothing;
-        assert_eq!(nothing, operation["requestBody"].is_null(), "{path}");
-        if let openapi::Carries::Json(name) = carries {
-            assert!(operation["responses"]["200"]["content"].is_object(), "{path}");
-            assert!(document["components"]["schemas"][name]["properties"].is_object(), "{name}");
-            assert!(operation["responses"]["413"].is_object() && operation["responses"]["415"].is_object());
-        }
-    }
-    let text = document.to_string();
-    for named in text.split("#/components/schemas/").skip(1) {
-        let name = named.split('"').next().expect("a name");
-        assert!(document["components"]["schemas"][name].is_object(), "{name}");
-    }
 }

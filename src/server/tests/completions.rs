@@ -233,3 +233,24 @@ async fn chats_refuse_what_only_completions_do() {
         assert!(refusal.contains(&format!("\"param\":\"{field}\"")), "{refusal}");
     }
 }
+
+#[tokio::test]
+async fn a_prompt_may_fill_the_window_where_no_token_is_asked_for() {
+    let fixture = fixture(&[]);
+    let ask = json!({"prompt": "x".repeat(512), "max_tokens": 0, "echo": true});
+    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
+    assert_eq!(answer["usage"]["prompt_tokens"], 512);
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
+async fn top_logprobs_of_completions_have_the_token_itself() {
+    let fixture = fixture(&[]);
+    let ask = json!({"prompt": "x", "max_tokens": 2, "logprobs": 0});
+    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
+    let logprobs = &answer["choices"][0]["logprobs"];
+    for at in 0..2 {
+        let token = logprobs["tokens"][at].as_str().expect("token");
+        assert_eq!(logprobs["top_logprobs"][at][token], logprobs["token_logprobs"][at], "{logprobs}");
+    }
+}
