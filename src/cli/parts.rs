@@ -344,6 +344,8 @@ pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<En
         embed,
         lakes,
         metrics,
+        adapters_dir: None,
+        responses: crate::server::ResponseStore::default(),
         api_keys: settings.server.api_keys.clone().into(),
         max_upload_bytes: settings.server.max_upload_bytes,
         draining: Arc::new(AtomicBool::new(false)),

@@ -78,7 +78,7 @@ impl GenerateStream {
         let mut stop_token_ids = own_eos.clone();
         stop_token_ids.extend(&request.stop_token_ids);
         let echo = request.echo.then(|| match &request.prompt {
-            Prompt::Text(text) => text.clone(),
+            Prompt::Text(text) if request.keep_last.is_none() => text.clone(),
             _ => tokenizer.decode(&prompt, request.skip_special_tokens),
         });
         let choices = (0..request.n)

@@ -69,6 +69,8 @@ pub struct GenerateRequest {
     pub skip_special_tokens: bool,
     /// Begin every answer with the prompt's own text.
     pub echo: bool,
+    /// Keep only so many of the prompt's last tokens; `None`: a prompt that is too long is refused.
+    pub keep_last: Option<usize>,
     /// How many answers.
     pub n: u32,
     /// Whose request.
@@ -115,6 +117,7 @@ impl GenerateRequest {
             ignore_eos: false,
             skip_special_tokens: true,
             echo: false,
+            keep_last: None,
             n: 1,
             customer: Arc::from("default"),
             priority: Priority::Interactive,

@@ -223,7 +223,8 @@ impl Generator {
         // What cannot fit is refused before it is tokenized, which takes time by its length.
         let bytes = prompt_bytes(&request.prompt);
         let max_model_len = self.max_model_len();
-        if bytes > max_model_len.saturating_mul(self.inner.tokenizer.longest_token()) {
+        let longest = max_model_len.saturating_mul(self.inner.tokenizer.longest_token());
+        if bytes > longest && request.keep_last.is_none() {
             return Err(GenerateError::TooManyBytes { bytes, max_model_len });
         }
         let ids = match &request.prompt {
@@ -281,6 +282,8 @@ impl Generator {
         constraint: Option<Box<dyn Constraint>>,
         request: GenerateRequest,
     ) -> Result<GenerateStream, GenerateError> {
+        let mut ids = ids;
+        ids.drain(..request.keep_last.map_or(0, |last| ids.len().saturating_sub(last)));
         let max_tokens = self.check(&ids, &request)?;
         let mut stop_token_ids = request.stop_token_ids.clone();
         if !request.ignore_eos {

@@ -53,6 +53,11 @@ impl ApiError {
         }
     }
 
+    /// 403: the server's settings do not allow it.
+    pub fn forbidden(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::FORBIDDEN, message)
+    }
+
     /// 404.
     pub fn not_found(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::NOT_FOUND, message)
@@ -93,10 +98,16 @@ impl ApiError {
         )
     }
 
+    /// The same, naming the field that it is about.
+    pub(super) fn about(self, param: impl Into<String>) -> ApiError {
+        ApiError { param: Some(param.into()), ..self }
+    }
+
     /// The body, also for an event of a stream.
     pub fn body(&self) -> Value {
         let kind = match self.status.as_u16() {
             401 => "authentication_error",
+            403 => "permission_error",
             404 => "not_found_error",
             429 => "rate_limit_error",
             400..=499 => "invalid_request_error",

@@ -12,6 +12,7 @@ mod ops;
 mod rag;
 mod uploads;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,6 +30,7 @@ use crate::rag::{Generator, RagService};
 use crate::telemetry::Metrics;
 
 pub use error::ApiError;
+pub use openai::responses::ResponseStore;
 
 /// JSON bodies larger than this are refused.
 const MAX_JSON: usize = 32 << 20;
@@ -50,6 +52,10 @@ pub struct AppState {
     pub jobs: Jobs,
     /// What is measured.
     pub metrics: Metrics,
+    /// The folder whose adapters may be loaded over HTTP; none: loading and unloading are refused.
+    pub adapters_dir: Option<PathBuf>,
+    /// Answers of `/v1/responses` that later requests may go on from.
+    pub responses: ResponseStore,
     /// Keys that requests must carry; none: no key is asked for.
     pub api_keys: Arc<[String]>,
     /// The largest upload in bytes.
@@ -68,6 +74,10 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/models/{*id}", get(openai::models::one))
         .route("/v1/completions", post(openai::completions::create))
         .route("/v1/chat/completions", post(openai::chat::create))
+        .route("/v1/responses", post(openai::responses::create))
+        .route("/v1/responses/{id}", get(openai::responses::one).delete(openai::responses::delete))
+        .route("/v1/load_lora_adapter", post(openai::adapters::load))
+        .route("/v1/unload_lora_adapter", post(openai::adapters::unload))
         .route("/v1/embeddings", post(openai::embeddings::create))
         .route("/tokenize", post(openai::tokenize::tokenize))
         .route("/detokenize", post(openai::tokenize::detokenize))

@@ -1,104 +1,130 @@
 //! `/openapi.json`.
 
+mod operations;
 mod schemas;
 
 use axum::Json;
 use serde_json::{Map, Value, json};
 
-/// Path, method, summary, the schema of its JSON body, statuses beside 200 and those of [`EVERYWHERE`].
-type Operation = (&'static str, &'static str, &'static str, Option<&'static str>, &'static [u16]);
+use self::operations::Answers;
+pub(super) use self::operations::{Carries, OPERATIONS, Operation};
 
-/// All that is served.
-pub(super) const OPERATIONS: &[Operation] = &[
-    ("/v1/models", "get", "Models that are served", None, &[401]),
-    ("/v1/models/{id}", "get", "One model", None, &[401, 404]),
-    (
-        "/v1/completions",
-        "post",
-        "Continue prompts",
-        Some("CompletionRequest"),
-        &[400, 401, 404, 413, 415, 429, 503],
-    ),
-    (
-        "/v1/chat/completions",
-        "post",
-        "Answer a conversation",
-        Some("ChatCompletionRequest"),
-        &[400, 401, 404, 413, 415, 429, 503],
-    ),
-    ("/v1/embeddings", "post", "Vectors of texts", Some("EmbeddingRequest"), &[400, 401, 404, 413, 415, 503]),
-    (
-        "/tokenize",
-        "post",
-        "Token ids of a text or a conversation",
-        Some("TokenizeRequest"),
-        &[400, 401, 404, 413, 415],
-    ),
-    ("/detokenize", "post", "The text of token ids", Some("DetokenizeRequest"), &[400, 401, 404, 413, 415]),
-    (
-        "/v1/rag/query",
-        "post",
-        "Retrieve, answer and cite",
-        Some("RagRequest"),
-        &[400, 401, 404, 409, 410, 413, 415, 429, 503],
-    ),
-    (
-        "/api/upload/files",
-        "post",
-        "Upload documents (multipart field `files`); 202 with a job",
-        None,
-        &[202, 400, 401, 413],
-    ),
-    ("/api/jobs/{id}", "get", "How far a job is", None, &[400, 401, 404]),
-    ("/api/documents", "get", "Documents, newest first", None, &[400, 401, 410]),
-    ("/api/documents/{id}", "get", "One document", None, &[400, 401, 404]),
-    ("/api/documents/{id}", "delete", "Delete a document and the files inside it", None, &[400, 401, 404]),
-    ("/api/documents/{id}/content", "get", "The bytes of a document", None, &[400, 401, 404]),
-    ("/api/documents/{id}/chunks/{chunk_id}", "get", "One chunk", None, &[400, 401, 404]),
-    ("/api/snapshot", "get", "The table versions that belong together", None, &[400, 401, 410]),
-    ("/delta/tables", "get", "Delta tables", None, &[400, 401]),
-    ("/delta/schema/{table}", "get", "A table's schema", None, &[400, 401, 404]),
-    ("/delta/query/{table}", "get", "Rows of a table", None, &[400, 401, 404, 410]),
-    ("/lance/datasets", "get", "Lance datasets", None, &[400, 401]),
-    ("/lance/query/{dataset}", "get", "Rows of a Lance dataset", None, &[400, 401, 404, 410]),
-    ("/stats", "get", "What the lake holds", None, &[400, 401]),
-    ("/health", "get", "Alive; never touches storage", None, &[]),
-    ("/ready", "get", "Models loaded, not stopping", None, &[503]),
-    ("/metrics", "get", "Prometheus metrics", None, &[]),
-    ("/version", "get", "Tarn's version", None, &[]),
-    ("/openapi.json", "get", "This document", None, &[]),
-];
+fn named(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
+}
 
-/// Statuses that any path may answer: another method, a failure of the server.
-const EVERYWHERE: &[u16] = &[405, 500];
+fn json_content(schema: Value) -> Value {
+    json!({"application/json": {"schema": schema}})
+}
+
+/// A parameter of a query or a header by its name.
+fn parameter(name: &str) -> Value {
+    let said = |schema: Value, what: &str| json!({"name": name, "in": "query", "schema": schema, "description": what});
+    let text = || json!({"type": "string"});
+    // A name that a lake can have: lower case, as in paths and buckets.
+    let customer = || json!({"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"});
+    match name {
+        "limit" => said(
+            json!({"type": "integer", "minimum": 0, "maximum": u64::MAX, "default": 100}),
+            "Most rows; never more than 10000",
+        ),
+        "offset" => {
+            said(json!({"type": "integer", "minimum": 0, "maximum": u64::MAX, "default": 0}), "Rows to skip")
+        }
+        "as_of" | "version" => said(text(), "A version of the lake or an RFC 3339 time"),
+        "columns" => said(text(), "Names, separated by commas"),
+        "filter" => said(text(), "A boolean SQL expression over the columns"),
+        "stream" => said(json!({"type": "boolean"}), "Only false: a response is streamed while it is made"),
+        "X-Customer-Id" => {
+            json!({"name": name, "in": "header", "schema": customer(), "description": "The same as customer_id, which goes before it"})
+        }
+        _ => said(customer(), "Whose request; without it, `default`"),
+    }
+}
+
+fn parameters(operation: &Operation) -> Value {
+    let in_path = operation.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let in_path = in_path
+        .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}));
+    let customer: &[&str] = if operation.customer { &["customer_id", "X-Customer-Id"] } else { &[] };
+    in_path.chain(operation.query.iter().chain(customer).map(|name| parameter(name))).collect()
+}
+
+/// One server-sent event. Its data is a part of the answer as JSON, an error, or, at the end of those without names,
+/// `[DONE]`.
+fn event() -> Value {
+    json!({"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": {"type": "string"}}})
+}
+
+fn good(operation: &Operation) -> Value {
+    let content = match operation.answers {
+        Answers::Json(name) => json_content(named(name)),
+        Answers::JsonOrEvents(name) => {
+            let mut content = json_content(named(name));
+            content["text/event-stream"] = json!({"schema": event()});
+            content
+        }
+        Answers::Text => json!({"text/plain": {"schema": {"type": "string"}}}),
+        Answers::Bytes => json!({"*/*": {"schema": {"type": "string", "format": "binary"}}}),
+    };
+    json!({"description": "The answer", "content": content})
+}
+
+fn failure(status: u16) -> Value {
+    let description = match status {
+        400 => "The request is not valid; `param` names what is wrong where one thing is",
+        401 => "A key is needed",
+        403 => "The server's settings do not allow it",
+        404 => "There is no such thing",
+        405 => "The path does not take this method",
+        409 => "The lake's vectors come from another embedder",
+        410 => "That version is no longer kept",
+        413 => "The body is too large",
+        415 => "The body must be JSON",
+        429 => "The server is busy: try again",
+        503 => "The server is stopping",
+        _ => "The server failed; its log says why",
+    };
+    let mut response = json!({"description": description, "content": json_content(named("Error"))});
+    if status == 429 {
+        response["headers"] =
+            json!({"Retry-After": {"description": "Seconds", "schema": {"type": "integer", "minimum": 1}}});
+    }
+    response
+}
+
+fn described(operation: &Operation) -> Value {
+    let statuses = operation.all_statuses().into_iter();
+    let responses: Map<String, Value> = statuses
+        .map(|status| (status.to_string(), if status < 300 { good(operation) } else { failure(status) }))
+        .collect();
+    let mut out =
+        json!({"summary": operation.summary, "parameters": parameters(operation), "responses": responses});
+    match operation.carries {
+        Carries::Nothing => {}
+        Carries::Json(name) => {
+            out["requestBody"] = json!({"required": true, "content": json_content(named(name))});
+        }
+        Carries::Files => {
+            let files =
+                json!({"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}});
+            let form = json!({"type": "object", "required": ["files"], "properties": {"files": files}});
+            out["requestBody"] =
+                json!({"required": true, "content": {"multipart/form-data": {"schema": form}}});
+        }
+    }
+    if operation.guarded {
+        // Where no key is set, none is needed.
+        out["security"] = json!([{"bearer": []}, {}]);
+    }
+    out
+}
 
 pub(super) async fn document() -> Json<Value> {
     let mut paths: Map<String, Value> = Map::new();
-    for (path, method, summary, body, statuses) in OPERATIONS {
-        let error = json!({"description": "An error", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}});
-        let mut responses: Map<String, Value> = Map::new();
-        let mut answer = json!({"description": "The answer"});
-        if let Some(name) = schemas::of_answer(path) {
-            let schema = json!({"$ref": format!("#/components/schemas/{name}")});
-            answer["content"] = json!({"application/json": {"schema": schema}});
-        }
-        responses.insert("200".to_owned(), answer);
-        for status in statuses.iter().chain(EVERYWHERE) {
-            let response = if *status < 300 { json!({"description": "Accepted"}) } else { error.clone() };
-            responses.insert(status.to_string(), response);
-        }
-        let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-        let parameters: Vec<Value> = names
-            .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
-            .collect();
-        let mut operation = json!({"summary": summary, "parameters": parameters, "responses": responses});
-        if let Some(name) = body {
-            let schema = json!({"$ref": format!("#/components/schemas/{name}")});
-            operation["requestBody"] =
-                json!({"required": true, "content": {"application/json": {"schema": schema}}});
-        }
-        let entry = paths.entry((*path).to_owned()).or_insert_with(|| json!({}));
-        entry[*method] = operation;
+    for operation in OPERATIONS {
+        let entry = paths.entry(operation.path.to_owned()).or_insert_with(|| json!({}));
+        entry[operation.method] = described(operation);
     }
     Json(json!({
         "openapi": "3.1.0",

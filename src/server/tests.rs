@@ -17,6 +17,10 @@ use crate::rag::{Citing, GeneratorConfig, RagConfig};
 use crate::testing::{FakeRunner, fake_embedder};
 use crate::text::ChatTemplate;
 
+mod adapters;
+mod completions;
+mod openapi;
+mod responses;
 mod structured;
 
 struct Fixture {
@@ -32,18 +36,25 @@ fn fixture(api_keys: &[&str]) -> Fixture {
 
 /// A server whose model takes chats: messages a line.
 fn chatting() -> Fixture {
+    fixture_with(&[], Some(lines()))
+}
+
+fn lines() -> ChatTemplate {
     let source = "{% for m in messages %}{{ m.content }}|{% endfor %}";
-    fixture_with(&[], Some(ChatTemplate::compile(source, None, None).expect("compiles")))
+    ChatTemplate::compile(source, None, None).expect("compiles")
 }
 
 fn fixture_with(api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
+    fixture_over(FakeRunner::new(100, 256, 512), api_keys, template)
+}
+
+fn fixture_over(runner: FakeRunner, api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
     let metrics = Metrics::new();
     let dir = tempfile::tempdir().expect("dir");
     let (embed, embed_thread) = fake_embedder(8);
     let config =
         EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 64, max_waiting: 8, prefix_cache: true };
-    let (engine, engine_thread) =
-        crate::engine::start(config, || Ok(FakeRunner::new(100, 256, 512))).expect("engine");
+    let (engine, engine_thread) = crate::engine::start(config, || Ok(runner)).expect("engine");
     let config = GeneratorConfig {
         name: "fake".to_owned(),
         eos: vec![],
@@ -75,6 +86,8 @@ fn fixture_with(api_keys: &[&str], template: Option<ChatTemplate>) -> Fixture {
         embed,
         lakes,
         metrics,
+        adapters_dir: None,
+        responses: ResponseStore::default(),
         api_keys: api_keys.iter().map(|key| (*key).to_owned()).collect(),
         max_upload_bytes: 4096,
         draining: Arc::new(AtomicBool::new(false)),
@@ -139,12 +152,22 @@ async fn wrong_requests_get_openai_errors_that_name_the_field() {
         ("prompt", Value::Null, 400),
         ("echo", json!("yes"), 400),
         ("functions", json!([{}]), 400),
-        ("prompt_logprobs", json!(1), 400),
-        ("allowed_token_ids", json!([1]), 400),
-        ("return_token_ids", json!(true), 400),
         ("stream_options", json!({"include_usage": true}), 400),
         ("min_tokens", json!(17), 400),
-        ("best_of", json!(2), 400),
+        ("best_of", json!(0), 400),
+        ("best_of", json!(129), 400),
+        ("logprobs", json!(21), 400),
+        ("logprobs", json!(-1), 400),
+        ("prompt_logprobs", json!(-1), 400),
+        ("allowed_token_ids", json!([]), 400),
+        ("allowed_token_ids", json!([256]), 400),
+        ("truncate_prompt_tokens", json!(0), 400),
+        ("truncate_prompt_tokens", json!(513), 400),
+        ("seed", json!(0.5), 400),
+        ("seed", json!(1e30), 400),
+        ("priority", json!("high"), 400),
+        ("bad_words", json!(["x"]), 400),
+        ("store", json!(true), 400),
     ] {
         let mut body = base.clone();
         body[field] = value;
@@ -233,19 +256,6 @@ async fn uploads_are_checked_and_kept() {
     assert_eq!(get(&fixture.state, twice).await.0, StatusCode::BAD_REQUEST, "no other customer's answer");
 }
 
-#[tokio::test]
-async fn the_openapi_document_lists_what_is_served() {
-    let fixture = fixture(&[]);
-    for (path, method, ..) in openapi::OPERATIONS {
-        let path = path.replace("{table}", "general_documents").replace(['{', '}'], "");
-        let request =
-            Request::builder().method(method.to_uppercase().as_str()).uri(&path).body(Body::empty());
-        let (status, body) = send(&fixture.state, request.expect("request")).await;
-        assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
-        assert!(!body.contains("there is no such path"), "{method} {path}");
-    }
-}
-
 fn parsed(answer: &(StatusCode, String)) -> Value {
     assert_eq!(answer.0, StatusCode::OK, "{}", answer.1);
     serde_json::from_str(&answer.1).expect("json")
@@ -258,27 +268,6 @@ async fn fields_that_say_nothing_or_that_nobody_knows_are_let_pass() {
         "length_penalty": 1.0, "response_format": {"type": "text"}, "suffix": null, "best_of": 1, "user": "u",
         "metadata": {"a": "b"}, "something_new": 7});
     parsed(&post(&fixture.state, "/v1/completions", ask).await);
-}
-
-#[tokio::test]
-async fn a_prompt_may_fill_the_window_where_no_token_is_asked_for() {
-    let fixture = fixture(&[]);
-    let ask = json!({"prompt": "x".repeat(512), "max_tokens": 0, "echo": true});
-    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
-    assert_eq!(answer["usage"]["prompt_tokens"], 512);
-    assert_eq!(answer["usage"]["completion_tokens"], 0);
-}
-
-#[tokio::test]
-async fn top_logprobs_of_completions_have_the_token_itself() {
-    let fixture = fixture(&[]);
-    let ask = json!({"prompt": "x", "max_tokens": 2, "logprobs": 0});
-    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
-    let logprobs = &answer["choices"][0]["logprobs"];
-    for at in 0..2 {
-        let token = logprobs["tokens"][at].as_str().expect("token");
-        assert_eq!(logprobs["top_logprobs"][at][token], logprobs["token_logprobs"][at], "{logprobs}");
-    }
 }
 
 #[tokio::test]
@@ -354,28 +343,4 @@ async fn an_error_is_the_last_event_of_a_stream() {
     let events: Vec<&str> = text.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect();
     assert_eq!((events.len(), events[0], events[2]), (3, "1", "[DONE]"), "{text}");
     assert!(events[1].contains("broken"), "{text}");
-}
-
-#[tokio::test]
-async fn the_openapi_document_describes_every_body_and_status() {
-    let fixture = fixture(&[]);
-    let (_, document) = get(&fixture.state, "/openapi.json").await;
-    for (path, method, _, body, _) in openapi::OPERATIONS {
-        let operation = &document["paths"][path][method];
-        assert!(
-            operation["responses"]["500"].is_object() && operation["responses"]["405"].is_object(),
-            "{path}"
-        );
-        assert_eq!(body.is_some(), operation["requestBody"].is_object(), "{path}");
-        if let Some(name) = body {
-            assert!(operation["responses"]["200"]["content"].is_object(), "{path}");
-            assert!(document["components"]["schemas"][name]["properties"].is_object(), "{name}");
-            assert!(operation["responses"]["413"].is_object() && operation["responses"]["415"].is_object());
-        }
-    }
-    let text = document.to_string();
-    for named in text.split("#/components/schemas/").skip(1) {
-        let name = named.split('"').next().expect("a name");
-        assert!(document["components"]["schemas"][name].is_object(), "{name}");
-    }
 }

@@ -1,7 +1,7 @@
 //! Uploads and their jobs.
 
 use axum::Json;
-use axum::extract::{Multipart, Path, State};
+use axum::extract::{Multipart, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::AppState;
 use super::auth::Customer;
-use super::error::ApiError;
+use super::error::{ApiError, Path};
 
 /// Streams the files of the form's field `files` to disk; 202 once they and their job are synced.
 pub(super) async fn upload(

@@ -1,22 +1,33 @@
 //! `/v1/completions`.
 
+mod choices;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use futures::future::try_join_all;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use self::choices::{Rendering, StreamedChoices};
 use super::super::AppState;
 use super::super::auth::Customer;
 use super::super::error::{ApiError, Body};
 use super::fields::{Fields, Refused};
+use super::logprobs::TokenNames;
 use super::sampling::SamplingFields;
 use crate::engine::Usage;
-use crate::rag::{Finish, GenerateEvent, GenerateRequest, Generator, Prompt, TokenText};
+use crate::rag::{GenerateError, GenerateEvent, GenerateRequest, GenerateStream, Generator, Prompt};
 
-/// What only chats take, and what only completions would.
-const REFUSED: &[Refused] = &[("messages", &[]), ("add_special_tokens", &["true"])];
+/// What only chats take.
+const REFUSED: &[Refused] = &[("messages", &[])];
+
+/// Most prompts of a request.
+const MOST_PROMPTS: usize = 256;
+
+/// Most answers to a prompt.
+const MOST_ANSWERS: u32 = 128;
 
 #[derive(Debug, Deserialize)]
 #[serde(
@@ -41,6 +52,75 @@ impl PromptField {
     }
 }
 
+/// The fields that only completions take.
+#[derive(Debug, Clone, Copy)]
+struct CompletionFields {
+    logprobs: Option<u8>,
+    prompt_logprobs: Option<u8>,
+    echo: bool,
+    best_of: Option<u32>,
+    add_special_tokens: bool,
+    return_token_ids: bool,
+    names: TokenNames,
+}
+
+impl CompletionFields {
+    fn take(fields: &mut Fields) -> Result<CompletionFields, ApiError> {
+        let as_ids = fields.take("return_tokens_as_token_ids")?.unwrap_or(false);
+        Ok(CompletionFields {
+            logprobs: up_to_twenty(fields, "logprobs")?,
+            prompt_logprobs: up_to_twenty(fields, "prompt_logprobs")?,
+            echo: fields.take("echo")?.unwrap_or(false),
+            best_of: fields.take("best_of")?,
+            add_special_tokens: fields.take("add_special_tokens")?.unwrap_or(true),
+            return_token_ids: fields.take("return_token_ids")?.unwrap_or(false),
+            names: if as_ids { TokenNames::Ids } else { TokenNames::Text },
+        })
+    }
+
+    /// Refuses what does not go together.
+    fn agree(&self, n: u32, streams: bool) -> Result<(), ApiError> {
+        if let Some(best) = self.best_of {
+            if best < n || best > MOST_ANSWERS {
+                let message = format!("best_of is {best}, but must be {n} (n) to {MOST_ANSWERS}");
+                return Err(ApiError::invalid("best_of", message));
+            }
+            if streams && best > n {
+                let message = "the best answers are known at the end only: best_of does not go with stream";
+                return Err(ApiError::invalid("best_of", message));
+            }
+        }
+        if streams && self.prompt_logprobs.is_some() {
+            let message = "prompt_logprobs does not go with stream: ask with echo and logprobs";
+            return Err(ApiError::invalid("prompt_logprobs", message));
+        }
+        Ok(())
+    }
+
+    /// Makes `request` one of completions.
+    fn apply(&self, request: &mut GenerateRequest) {
+        // OpenAI's default for completions.
+        request.max_tokens = request.max_tokens.or(Some(16));
+        request.echo = self.echo;
+        let best_of = self.best_of.unwrap_or(request.n);
+        let ranked = (best_of > request.n).then_some(0);
+        request.n = best_of;
+        request.sampling.logprobs = self.logprobs.or(ranked);
+        let echoed = if self.echo { self.logprobs } else { None };
+        request.sampling.prompt_logprobs = self.prompt_logprobs.max(echoed);
+    }
+}
+
+fn up_to_twenty(fields: &mut Fields, name: &str) -> Result<Option<u8>, ApiError> {
+    match fields.take::<i64>(name)? {
+        None => Ok(None),
+        Some(asked) => match u8::try_from(asked) {
+            Ok(most) if most <= 20 => Ok(Some(most)),
+            _ => Err(ApiError::invalid(name, format!("{name} is {asked}, but must be 0 to 20"))),
+        },
+    }
+}
+
 pub(in crate::server) async fn create(
     State(state): State<AppState>,
     Customer(customer): Customer,
@@ -48,138 +128,101 @@ pub(in crate::server) async fn create(
 ) -> Result<Response, ApiError> {
     let target = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?;
     let generator = target.generator.clone();
-    let logprobs: Option<u8> = fields.take("logprobs")?;
-    if logprobs.is_some_and(|n| n > 20) {
-        return Err(ApiError::invalid("logprobs", "logprobs must be 0 to 20"));
-    }
-    let echo = fields.take("echo")?.unwrap_or(false);
+    let own = CompletionFields::take(&mut fields)?;
     let prompts = fields.need::<PromptField>("prompt")?.prompts();
-    if prompts.is_empty() || prompts.len() > 256 {
-        return Err(ApiError::invalid("prompt", "prompt must hold 1 to 256 prompts"));
+    if prompts.is_empty() || prompts.len() > MOST_PROMPTS {
+        return Err(ApiError::invalid("prompt", format!("prompt must hold 1 to {MOST_PROMPTS} prompts")));
     }
     let grammar = super::structured::take(&mut fields)?;
-    let sampling = SamplingFields::take(&mut fields)?;
+    let sampling = SamplingFields::take_counting(&mut fields)?;
     fields.refuse(REFUSED)?;
-    let mut requests = Vec::new();
+    own.agree(sampling.n(), sampling.streams())?;
+    let mut running = Vec::new();
     for prompt in prompts {
+        let prompt = if own.add_special_tokens { prompt } else { bare(&generator, prompt).await? };
         let mut request = sampling.request(&generator, prompt, &customer)?;
-        // OpenAI's default for completions.
-        request.max_tokens = request.max_tokens.or(Some(16));
         request.adapter = target.adapter.clone();
         request.grammar = grammar.clone();
-        request.echo = echo;
-        request.sampling.logprobs = logprobs;
-        request.sampling.prompt_logprobs = if echo { logprobs } else { None };
-        requests.push(request);
+        own.apply(&mut request);
+        running.push(generator.generate(request).await?);
     }
-    let head = Head {
+    let rendering = Rendering {
         id: super::id("cmpl"),
         created: super::now(),
         model: target.name().to_owned(),
-        logprobs: logprobs.is_some(),
+        n: sampling.n(),
+        fields: own,
+        include_stop: sampling.includes_stop(),
     };
-    if sampling.streams() {
-        return stream(&generator, requests, head, sampling.include_usage()).await;
+    if !sampling.streams() {
+        return Ok(Json(rendering.whole(running).await?).into_response());
     }
-    let mut choices = Vec::new();
-    let mut usage = Usage::default();
-    let n = requests[0].n;
-    let mut running = Vec::new();
-    for request in requests {
-        running.push(generator.generate(request).await?);
-    }
-    for (at, one) in (0_u32..).zip(running) {
-        let generated = one.collect().await?;
-        add(&mut usage, &generated.usage);
-        for choice in generated.choices {
-            let index = at * n + choice.index;
-            choices.push(head.choice(index, &choice.text, &choice.tokens, Some(&choice.finish)));
-        }
-    }
-    let body = json!({"id": head.id, "object": "text_completion", "created": head.created, "model": head.model,
-        "choices": choices, "usage": usage_json(&usage)});
-    Ok(Json(body).into_response())
+    let options = sampling.stream_options();
+    Ok(stream(running, StreamedChoices::new(rendering, options.continuous()), options.include_usage()))
 }
 
-async fn stream(
-    generator: &Generator,
-    requests: Vec<GenerateRequest>,
-    head: Head,
-    include_usage: bool,
-) -> Result<Response, ApiError> {
-    let n = requests[0].n;
-    let mut streams = Vec::new();
-    for (at, request) in (0_u32..).zip(requests) {
-        streams.push(generator.generate(request).await?.into_stream().map(move |event| (at, event)).boxed());
+/// The token ids of a text without the model's own beginning.
+async fn bare(generator: &Generator, prompt: Prompt) -> Result<Prompt, ApiError> {
+    let Prompt::Text(text) = prompt else { return Ok(prompt) };
+    let (bytes, max_model_len) = (text.len(), generator.max_model_len());
+    if bytes > max_model_len.saturating_mul(generator.tokenizer().longest_token()) {
+        return Err(GenerateError::TooManyBytes { bytes, max_model_len }.into());
     }
-    let mut usage = Usage::default();
-    let last = head.clone();
+    let tokenizer = generator.tokenizer().clone();
+    super::off_thread(move || {
+        let ids =
+            tokenizer.encode(&text, false).map_err(|error| ApiError::from(GenerateError::from(error)))?;
+        Ok(Prompt::Tokens(ids))
+    })
+    .await
+}
+
+impl Rendering {
+    /// The answer to all prompts. They are read side by side: the engine drops a reader that falls behind.
+    async fn whole(&self, running: Vec<GenerateStream>) -> Result<Value, ApiError> {
+        let all = try_join_all(running.into_iter().map(GenerateStream::collect)).await?;
+        let mut choices = Vec::new();
+        let mut usage = Usage::default();
+        for (at, generated) in (0_u32..).zip(all) {
+            add(&mut usage, &generated.usage);
+            choices.extend(self.choices(at, generated));
+        }
+        let mut body = self.chunk(choices);
+        body["usage"] = usage_json(&usage);
+        Ok(body)
+    }
+}
+
+fn stream(running: Vec<GenerateStream>, mut choices: StreamedChoices, include_usage: bool) -> Response {
+    let streams = (0_u32..).zip(running);
+    let streams = streams.map(|(at, one)| one.into_stream().map(move |event| (at, event)).boxed());
     let events = futures::stream::select_all(streams).map(Some).chain(futures::stream::iter([None]));
+    let mut usage = Usage::default();
     let events = events.filter_map(move |event| {
-        let chunk = match event {
-            Some((at, Ok(GenerateEvent::Delta { index, text, tokens }))) => (!text.is_empty()
-                || !tokens.is_empty())
-            .then(|| Ok(last.chunk(vec![last.choice(at * n + index, &text, &tokens, None)]))),
-            Some((at, Ok(GenerateEvent::Finished { index, finish }))) => {
-                Some(Ok(last.chunk(vec![last.choice(at * n + index, "", &[], Some(&finish))])))
+        let mut chunk = match event {
+            Some((at, Ok(event))) => {
+                if let GenerateEvent::Done(one) = &event {
+                    add(&mut usage, one);
+                }
+                choices.take(at, event).map(Ok)
             }
-            Some((_, Ok(GenerateEvent::Done(one)))) => {
-                add(&mut usage, &one);
-                None
-            }
-            Some((_, Ok(GenerateEvent::Prompt { .. }))) => None,
             Some((_, Err(error))) => Some(Err(error.into())),
             None => include_usage.then(|| {
-                let mut chunk = last.chunk(Vec::new());
+                let mut chunk = choices.rendering.chunk(Vec::new());
                 chunk["usage"] = usage_json(&usage);
                 Ok(chunk)
             }),
         };
+        // OpenAI: where the last chunk has the usage, the others say that they have none.
+        if let Some(Ok(chunk)) = &mut chunk
+            && include_usage
+            && chunk.get("usage").is_none()
+        {
+            chunk["usage"] = Value::Null;
+        }
         std::future::ready(chunk)
     });
-    Ok(super::sse::respond(events))
-}
-
-/// What every answer and event of a request repeats.
-#[derive(Debug, Clone)]
-struct Head {
-    id: String,
-    created: i64,
-    model: String,
-    logprobs: bool,
-}
-
-impl Head {
-    fn chunk(&self, choices: Vec<Value>) -> Value {
-        json!({"id": self.id, "object": "text_completion", "created": self.created, "model": self.model, "choices": choices})
-    }
-
-    fn choice(&self, index: u32, text: &str, tokens: &[TokenText], finish: Option<&Finish>) -> Value {
-        let stop = finish.and_then(|finish| finish.stop.as_ref()).map(super::chat::stop_reason);
-        json!({
-            "index": index, "text": text,
-            "logprobs": if self.logprobs && !tokens.is_empty() { logprobs(tokens) } else { Value::Null },
-            "finish_reason": finish.map(Finish::as_openai), "stop_reason": stop,
-        })
-    }
-}
-
-/// The legacy shape of log probabilities.
-fn logprobs(tokens: &[TokenText]) -> Value {
-    // The token itself is always among them, as with OpenAI and vLLM, however unlikely it was.
-    let top = |token: &TokenText| {
-        let Some(logprob) = token.logprob else { return Value::Null };
-        let mut all: Map<String, Value> =
-            token.top.iter().map(|top| (top.text.clone(), json!(top.logprob))).collect();
-        all.entry(token.text.clone()).or_insert_with(|| json!(logprob));
-        Value::Object(all)
-    };
-    json!({
-        "tokens": tokens.iter().map(|token| &token.text).collect::<Vec<_>>(),
-        "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-        "text_offset": tokens.iter().map(|token| token.offset).collect::<Vec<_>>(),
-    })
+    super::sse::respond(events)
 }
 
 pub(super) fn add(sum: &mut Usage, one: &Usage) {

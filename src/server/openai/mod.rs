@@ -1,12 +1,16 @@
-//! The OpenAI surface: models, completions, chat, embeddings, and vLLM's tokenize.
+//! The OpenAI surface: models, completions, chat, responses, embeddings, and vLLM's adapters and tokenize.
 
+pub(super) mod adapters;
 pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod embeddings;
 mod fields;
+mod logprobs;
 pub(super) mod models;
+pub(super) mod responses;
 pub(super) mod sampling;
 pub(super) mod sse;
+mod stream_options;
 mod structured;
 pub(super) mod tokenize;
 mod tools;

@@ -7,6 +7,8 @@ use serde::Deserialize;
 
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
+use super::stream_options::StreamOptions;
+use crate::engine::{Priority, SamplingParams};
 use crate::rag::{GenerateRequest, Generator, Prompt};
 
 /// One text or several.
@@ -28,9 +30,8 @@ pub(in crate::server) struct SamplingFields {
     frequency_penalty: Option<f32>,
     repetition_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
-    seed: Option<i64>,
+    seed: Option<serde_json::Number>,
     n: Option<u32>,
-    best_of: Option<u32>,
     stop: Option<OneOrMany>,
     stop_token_ids: Option<Vec<u32>>,
     include_stop_str_in_output: Option<bool>,
@@ -42,18 +43,15 @@ pub(in crate::server) struct SamplingFields {
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
     cache_salt: Option<String>,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
-struct StreamOptions {
-    include_usage: Option<bool>,
-    continuous_usage_stats: Option<bool>,
+    allowed_token_ids: Option<Vec<u32>>,
+    truncate_prompt_tokens: Option<i64>,
+    priority: Option<i64>,
 }
 
 /// What OpenAI or vLLM do and Tarn does not, with the values that ask for nothing.
 const REFUSED: &[Refused] = &[
     ("suffix", &["\"\""]),
+    ("best_of", &["1"]),
     ("tools", &["[]"]),
     ("tool_choice", &["\"none\"", "\"auto\""]),
     ("functions", &["[]"]),
@@ -74,20 +72,20 @@ const REFUSED: &[Refused] = &[
     ("structural_tag", &[]),
     ("logits_processors", &["[]"]),
     ("bad_words", &["[]"]),
-    ("allowed_token_ids", &[]),
     ("prompt_logprobs", &[]),
     ("prompt_embeds", &[]),
-    ("priority", &["0"]),
     ("use_beam_search", &["false"]),
     ("length_penalty", &["1", "1.0"]),
     ("spaces_between_special_tokens", &["true"]),
-    ("truncate_prompt_tokens", &[]),
     ("return_token_ids", &["false"]),
     ("return_tokens_as_token_ids", &["false"]),
     ("mm_processor_kwargs", &["{}"]),
     ("kv_transfer_params", &["{}"]),
     ("vllm_xargs", &["{}"]),
 ];
+
+/// Tokens that `truncate_prompt_tokens: -1` leaves for an answer whose length is not said.
+const ROOM_FOR_ANSWER: u32 = 16;
 
 fn range(field: &str, value: Option<f32>, low: f32, high: f32) -> Result<(), ApiError> {
     match value {
@@ -100,7 +98,21 @@ fn range(field: &str, value: Option<f32>, low: f32, high: f32) -> Result<(), Api
 
 impl SamplingFields {
     pub(in crate::server) fn include_usage(&self) -> bool {
-        self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
+        self.stream_options().include_usage()
+    }
+
+    /// Answers to a prompt.
+    pub(super) fn n(&self) -> u32 {
+        self.n.unwrap_or(1)
+    }
+
+    /// Whether what ended an answer is kept at its end.
+    pub(super) fn includes_stop(&self) -> bool {
+        self.include_stop_str_in_output.unwrap_or(false)
+    }
+
+    pub(super) fn stream_options(&self) -> StreamOptions {
+        self.stream_options.unwrap_or_default()
     }
 
     pub(in crate::server) fn streams(&self) -> bool {
@@ -109,6 +121,13 @@ impl SamplingFields {
 
     /// Takes them out of a request, and refuses what is left of it and known.
     pub(in crate::server) fn take(fields: &mut Fields) -> Result<SamplingFields, ApiError> {
+        let taken = SamplingFields::take_counting(fields)?;
+        taken.stream_options().refuse_continuous()?;
+        Ok(taken)
+    }
+
+    /// The same, for an endpoint that can count in every chunk.
+    pub(super) fn take_counting(fields: &mut Fields) -> Result<SamplingFields, ApiError> {
         let taken = SamplingFields {
             temperature: fields.take("temperature")?,
             top_p: fields.take("top_p")?,
@@ -120,7 +139,6 @@ impl SamplingFields {
             logit_bias: fields.take("logit_bias")?,
             seed: fields.take("seed")?,
             n: fields.take("n")?,
-            best_of: fields.take("best_of")?,
             stop: fields.take("stop")?,
             stop_token_ids: fields.take("stop_token_ids")?,
             include_stop_str_in_output: fields.take("include_stop_str_in_output")?,
@@ -132,6 +150,9 @@ impl SamplingFields {
             stream: fields.take("stream")?,
             stream_options: fields.take("stream_options")?,
             cache_salt: fields.take("cache_salt")?,
+            allowed_token_ids: fields.take("allowed_token_ids")?,
+            truncate_prompt_tokens: fields.take("truncate_prompt_tokens")?,
+            priority: fields.take("priority")?,
         };
         fields.refuse(REFUSED)?;
         taken.agree()?;
@@ -140,24 +161,9 @@ impl SamplingFields {
 
     /// Refuses values that contradict each other.
     fn agree(&self) -> Result<(), ApiError> {
-        let n = self.n.unwrap_or(1);
+        let n = self.n();
         if n == 0 || n > 128 {
             return Err(ApiError::invalid("n", format!("n is {n}, but must be 1 to 128")));
-        }
-        match self.best_of {
-            Some(best) if best < n => {
-                return Err(ApiError::invalid(
-                    "best_of",
-                    format!("best_of is {best}, but must be at least n, {n}"),
-                ));
-            }
-            Some(best) if best > n => {
-                return Err(ApiError::invalid(
-                    "best_of",
-                    "best_of is not supported: leave it out, or set it to n",
-                ));
-            }
-            _ => {}
         }
         if let (Some(least), Some(most)) = (self.min_tokens, self.max_completion_tokens.or(self.max_tokens))
             && least > most
@@ -167,16 +173,8 @@ impl SamplingFields {
                 format!("min_tokens is {least}, but max_tokens {most}"),
             ));
         }
-        if let Some(options) = &self.stream_options {
-            if !self.streams() {
-                return Err(ApiError::invalid("stream_options", "stream_options needs stream to be true"));
-            }
-            if options.continuous_usage_stats == Some(true) {
-                return Err(ApiError::invalid(
-                    "stream_options",
-                    "continuous_usage_stats is not supported: leave it out",
-                ));
-            }
+        if self.stream_options.is_some() && !self.streams() {
+            return Err(ApiError::invalid("stream_options", "stream_options needs stream to be true"));
         }
         Ok(())
     }
@@ -194,6 +192,32 @@ impl SamplingFields {
         range("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         range("repetition_penalty", self.repetition_penalty, f32::MIN_POSITIVE, 10.0)?;
+        let mut request = GenerateRequest::new(prompt, self.sampling(generator)?);
+        let stop = match self.stop.clone() {
+            None => Vec::new(),
+            Some(OneOrMany::One(stop)) => vec![stop],
+            Some(OneOrMany::Many(stops)) => stops,
+        };
+        request.stop = stop.into_iter().filter(|stop| !stop.is_empty()).collect();
+        request.stop_token_ids = self.stop_token_ids.clone().unwrap_or_default();
+        request.include_stop_str_in_output = self.includes_stop();
+        request.ignore_eos = self.ignore_eos.unwrap_or(false);
+        request.min_tokens = self.min_tokens.unwrap_or(0);
+        request.skip_special_tokens = self.skip_special_tokens.unwrap_or(true);
+        request.n = self.n();
+        request.max_tokens = self.max_completion_tokens.or(self.max_tokens);
+        request.keep_last = self.keep_last(generator.max_model_len())?;
+        // vLLM: the lower, the sooner; 0 is the default.
+        if self.priority.is_some_and(|priority| priority > 0) {
+            request.priority = Priority::Batch;
+        }
+        request.customer = Arc::from(customer);
+        request.cache_salt = self.cache_salt.as_deref().map(Arc::from);
+        Ok(request)
+    }
+
+    /// How tokens are drawn; what is not said is as the model has it.
+    fn sampling(&self, generator: &Generator) -> Result<SamplingParams, ApiError> {
         let mut sampling = generator.default_sampling();
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
         sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
@@ -212,7 +236,7 @@ impl SamplingFields {
         sampling.presence_penalty = self.presence_penalty.unwrap_or(0.0);
         sampling.frequency_penalty = self.frequency_penalty.unwrap_or(0.0);
         sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
-        sampling.seed = self.seed.map(|seed| seed as u64);
+        sampling.seed = self.seed()?;
         let vocab = generator.engine().limits().vocab_size;
         for (id, bias) in self.logit_bias.iter().flatten() {
             let valid = id.parse::<u32>().ok().filter(|id| *id < vocab);
@@ -225,22 +249,57 @@ impl SamplingFields {
             range("logit_bias", Some(*bias), -100.0, 100.0)?;
             sampling.logit_bias.push((id, *bias));
         }
-        let mut request = GenerateRequest::new(prompt, sampling);
-        let stop = match self.stop.clone() {
-            None => Vec::new(),
-            Some(OneOrMany::One(stop)) => vec![stop],
-            Some(OneOrMany::Many(stops)) => stops,
-        };
-        request.stop = stop.into_iter().filter(|stop| !stop.is_empty()).collect();
-        request.stop_token_ids = self.stop_token_ids.clone().unwrap_or_default();
-        request.include_stop_str_in_output = self.include_stop_str_in_output.unwrap_or(false);
-        request.ignore_eos = self.ignore_eos.unwrap_or(false);
-        request.min_tokens = self.min_tokens.unwrap_or(0);
-        request.skip_special_tokens = self.skip_special_tokens.unwrap_or(true);
-        request.n = self.n.unwrap_or(1);
-        request.max_tokens = self.max_completion_tokens.or(self.max_tokens);
-        request.customer = Arc::from(customer);
-        request.cache_salt = self.cache_salt.as_deref().map(Arc::from);
-        Ok(request)
+        if let Some(allowed) = &self.allowed_token_ids {
+            exclude_others(&mut sampling, allowed, vocab)?;
+        }
+        Ok(sampling)
     }
+
+    /// Any whole number of 64 bits is a seed; -1 is none, as with vLLM.
+    fn seed(&self) -> Result<Option<u64>, ApiError> {
+        let Some(seed) = &self.seed else { return Ok(None) };
+        match (seed.as_i64(), seed.as_u64()) {
+            (Some(-1), _) => Ok(None),
+            (Some(seed), _) => Ok(Some(seed as u64)),
+            (None, Some(seed)) => Ok(Some(seed)),
+            (None, None) => Err(ApiError::invalid(
+                "seed",
+                format!("seed is {seed}, but must be a whole number of 64 bits"),
+            )),
+        }
+    }
+
+    /// How many of the prompt's last tokens are kept; -1: as many as the window leaves beside the answer.
+    fn keep_last(&self, max_model_len: usize) -> Result<Option<usize>, ApiError> {
+        let Some(asked) = self.truncate_prompt_tokens else { return Ok(None) };
+        if asked == -1 {
+            let answer = self.max_completion_tokens.or(self.max_tokens).unwrap_or(ROOM_FOR_ANSWER) as usize;
+            return Ok(Some(max_model_len.saturating_sub(answer).max(1)));
+        }
+        match usize::try_from(asked) {
+            Ok(last) if (1..=max_model_len).contains(&last) => Ok(Some(last)),
+            _ => Err(ApiError::invalid(
+                "truncate_prompt_tokens",
+                format!("truncate_prompt_tokens is {asked}, but must be -1 or 1 to {max_model_len}"),
+            )),
+        }
+    }
+}
+
+/// Makes every token but `allowed` impossible.
+fn exclude_others(sampling: &mut SamplingParams, allowed: &[u32], vocab: u32) -> Result<(), ApiError> {
+    let wrong = |message: String| ApiError::invalid("allowed_token_ids", message);
+    if allowed.is_empty() {
+        return Err(wrong("allowed_token_ids must hold at least one id".to_owned()));
+    }
+    if let Some(id) = allowed.iter().find(|id| **id >= vocab) {
+        return Err(wrong(format!("{id} is not a token id below {vocab}")));
+    }
+    let mut excluded = vec![true; vocab as usize];
+    for id in allowed {
+        excluded[*id as usize] = false;
+    }
+    let others = (0..vocab).filter(|id| excluded[*id as usize]);
+    sampling.logit_bias.extend(others.map(|id| (id, f32::NEG_INFINITY)));
+    Ok(())
 }

@@ -28,3 +28,12 @@ pub(in crate::server) fn respond(
         .map(Ok::<_, Infallible>);
     Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
 }
+
+/// Sends JSON events under the names in their `type`, as `/v1/responses` does; the last of them says that it is.
+pub(super) fn respond_named(events: impl Stream<Item = Value> + Send + 'static) -> Response {
+    let events = events.map(|event| {
+        let name = event["type"].as_str().unwrap_or("message");
+        Ok::<_, Infallible>(Event::default().event(name).data(event.to_string()))
+    });
+    Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response()
+}

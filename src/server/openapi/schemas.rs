@@ -1,28 +1,28 @@
 //! Schemas of request and answer bodies, by hand: the handlers take fields one by one, and some fields are of several types.
 
+mod answers;
+
 use serde_json::{Map, Value, json};
 
 /// All components, by name.
 pub(super) fn all() -> Value {
-    json!({
+    let mut all = json!({
+        "Any": {"type": "object"},
         "Error": error(),
         "CompletionRequest": completion(),
         "ChatCompletionRequest": chat(),
+        "ResponseRequest": response(),
         "EmbeddingRequest": embedding(),
+        "LoadAdapterRequest": load_adapter(),
+        "UnloadAdapterRequest": object(&["lora_name"], json!({"lora_name": adapter_name()})),
         "TokenizeRequest": tokenize(),
         "DetokenizeRequest": detokenize(),
         "RagRequest": rag(),
-        "Usage": usage(),
-        "Completion": completed("text_completion", json!({"text": {"type": "string"}})),
-        "ChatCompletion": completed("chat.completion", json!({"message": object(&["role", "content"], json!({
-            "role": {"const": "assistant"}, "content": {"type": "string"}}))})),
-        "EmbeddingList": embeddings(),
-        "Tokens": object(&["tokens", "count", "max_model_len"], json!({
-            "tokens": {"type": "array", "items": at_least(0)}, "count": at_least(0), "max_model_len": at_least(1),
-            "token_strs": {"type": "array", "items": {"type": "string"}}})),
-        "Text": object(&["prompt"], json!({"prompt": {"type": "string"}})),
-        "Answer": answer(),
-    })
+    });
+    if let (Value::Object(all), Value::Object(answers)) = (&mut all, answers::all()) {
+        all.extend(answers);
+    }
+    all
 }
 
 fn error() -> Value {
@@ -81,9 +81,9 @@ fn sampling() -> Map<String, Value> {
         "frequency_penalty": number(-2.0, 2.0),
         "repetition_penalty": {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
         "logit_bias": {"type": "object", "additionalProperties": number(-100.0, 100.0)},
-        "seed": {"type": "integer"},
+        "seed": said(json!({"type": "integer", "minimum": i64::MIN, "maximum": u64::MAX}),
+            "The same seed gives the same answer; -1 is none"),
         "n": {"type": "integer", "minimum": 1, "maximum": 128},
-        "best_of": said(at_least(1), "Only as n"),
         "stop": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
         "stop_token_ids": {"type": "array", "items": at_least(0)},
         "include_stop_str_in_output": flag(),
@@ -94,6 +94,11 @@ fn sampling() -> Map<String, Value> {
         "skip_special_tokens": flag(),
         "stream": flag(),
         "stream_options": said(object(&[], json!({"include_usage": flag()})), "Only with stream"),
+        "allowed_token_ids": said(json!({"type": "array", "items": at_least(0), "minItems": 1}),
+            "No other token is drawn"),
+        "truncate_prompt_tokens": said(json!({"type": "integer", "minimum": -1}),
+            "Keep so many of the prompt's last tokens; -1: as many as leave room for the answer"),
+        "priority": said(json!({"type": "integer"}), "Above 0: behind requests that somebody waits for"),
         "cache_salt": said(json!({"type": "string"}), "Prompts with different salts share no cache"),
         "user": {"type": "string"},
     }) else {
@@ -117,6 +122,15 @@ fn completion() -> Value {
             "prompt": texts_or_ids(),
             "echo": said(json!({"type": "boolean"}), "Begin each answer with the prompt"),
             "logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
+            "prompt_logprobs": said(json!({"type": "integer", "minimum": 0, "maximum": 20}), "Not with stream"),
+            "best_of": said(json!({"type": "integer", "minimum": 1, "maximum": 128}),
+                "Generate so many answers and keep the n likeliest by token; not with stream"),
+            "add_special_tokens": said(json!({"type": "boolean", "default": true}),
+                "Begin a text with the model's own tokens"),
+            "return_token_ids": {"type": "boolean"},
+            "return_tokens_as_token_ids": said(json!({"type": "boolean"}), "Name tokens `token_id:ID` in logprobs"),
+            "stream_options": said(object(&[], json!({"include_usage": {"type": "boolean"},
+                "continuous_usage_stats": {"type": "boolean"}})), "Only with stream"),
         }),
     )
 }
@@ -194,70 +208,58 @@ fn rag() -> Value {
     )
 }
 
-/// The name of the schema of what `path` answers to a `post`.
-pub(super) fn of_answer(path: &str) -> Option<&'static str> {
-    Some(match path {
-        "/v1/completions" => "Completion",
-        "/v1/chat/completions" => "ChatCompletion",
-        "/v1/embeddings" => "EmbeddingList",
-        "/tokenize" => "Tokens",
-        "/detokenize" => "Text",
-        "/v1/rag/query" => "Answer",
-        _ => return None,
-    })
+fn adapter_name() -> Value {
+    json!({"type": "string", "minLength": 1, "maxLength": 256})
 }
 
-fn usage() -> Value {
+fn load_adapter() -> Value {
     object(
-        &["prompt_tokens", "total_tokens"],
+        &["lora_name", "lora_path"],
         json!({
-            "prompt_tokens": at_least(0), "completion_tokens": at_least(0), "total_tokens": at_least(0),
-            "prompt_tokens_details": object(&[], json!({"cached_tokens": at_least(0)})),
+            "lora_name": adapter_name(),
+            "lora_path": said(json!({"type": "string", "minLength": 1}), "A PEFT folder inside that of --lora-dir"),
+            "load_inplace": said(json!({"type": "boolean"}), "Take the place of an adapter of that name"),
+            "pinned": said(json!({"type": "boolean"}), "Never make room for another adapter"),
         }),
     )
 }
 
-/// A generation's answer; `own` is what its choices hold beside index, reasons and log probabilities.
-fn completed(kind: &str, own: Value) -> Value {
-    let mut choice = json!({
-        "index": at_least(0), "logprobs": {"type": ["object", "null"]},
-        "finish_reason": {"enum": ["stop", "length", "abort"]}, "stop_reason": {"type": ["integer", "string", "null"]},
+/// What a response takes beside its sampling.
+fn response() -> Value {
+    let part = object(
+        &["type"],
+        json!({
+        "type": {"enum": ["input_text", "output_text", "text", "refusal"]},
+        "text": {"type": "string"}, "refusal": {"type": "string"}}),
+    );
+    let content = json!({"oneOf": [{"type": "string"}, {"type": "array", "items": part}]});
+    let item = object(
+        &["role", "content"],
+        json!({"type": {"const": "message"}, "role": {"enum": ["user", "assistant", "system", "developer"]},
+            "content": content}),
+    );
+    let text = || json!({"type": "string"});
+    let own = json!({
+        "input": {"oneOf": [text(), {"type": "array", "minItems": 1, "items": item}]},
+        "instructions": said(text(), "A system message before the conversation, for this answer only"),
+        "previous_response_id": said(text(), "Go on from this response"),
+        "store": said(json!({"type": "boolean", "default": true}), "Keep the response in memory"),
+        "max_output_tokens": at_least(1),
+        "metadata": {"type": "object", "maxProperties": 16, "propertyNames": {"maxLength": 64},
+            "additionalProperties": {"type": "string", "maxLength": 512}},
+        "truncation": said(json!({"enum": ["auto", "disabled"]}), "auto: leave the oldest messages out"),
+        "text": object(&[], json!({"format": object(&["type"], json!({"type": {"const": "text"}})),
+            "verbosity": {"const": "medium"}})),
+        "parallel_tool_calls": {"type": "boolean"},
+        "stream_options": said(object(&[], json!({"include_obfuscation": {"type": "boolean"}})), "Only with stream"),
+        "safety_identifier": text(),
+        "prompt_cache_key": text(),
     });
-    if let (Value::Object(choice), Value::Object(own)) = (&mut choice, own) {
-        choice.extend(own);
+    let mut schema = with_sampling(&["input"], own);
+    if let Some(properties) = schema["properties"].as_object_mut() {
+        for elsewhere in ["n", "max_tokens", "max_completion_tokens"] {
+            properties.remove(elsewhere);
+        }
     }
-    object(
-        &["id", "object", "created", "model", "choices", "usage"],
-        json!({
-            "id": {"type": "string"}, "object": {"const": kind}, "created": {"type": "integer"},
-            "model": {"type": "string"}, "usage": {"$ref": "#/components/schemas/Usage"},
-            "choices": {"type": "array", "items": object(&["index", "finish_reason"], choice)},
-        }),
-    )
-}
-
-fn embeddings() -> Value {
-    let vector = json!({"oneOf": [{"type": "array", "items": {"type": "number"}},
-        said(json!({"type": "string"}), "base64 of little-endian f32")]});
-    let one = object(&["index", "embedding"], json!({"index": at_least(0), "embedding": vector}));
-    object(
-        &["object", "data", "model", "usage"],
-        json!({
-            "object": {"const": "list"}, "data": {"type": "array", "items": one}, "model": {"type": "string"},
-            "usage": {"$ref": "#/components/schemas/Usage"},
-        }),
-    )
-}
-
-fn answer() -> Value {
-    let texts = json!({"type": "array", "items": {"type": "string"}});
-    object(
-        &["answer", "generated", "citations", "lake_version", "warnings", "timings", "usage"],
-        json!({
-            "answer": {"type": ["string", "null"]}, "generated": {"type": "boolean"},
-            "model": {"type": ["string", "null"]}, "finish_reason": {"type": ["string", "null"]},
-            "citations": {"type": "array", "items": {"type": "object"}}, "lake_version": {"type": "integer"},
-            "warnings": texts, "timings": {"type": "object"}, "usage": {"$ref": "#/components/schemas/Usage"},
-        }),
-    )
+    schema
 }

@@ -1,0 +1,161 @@
+//! Choices of completions, whole and in pieces.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::super::chat::stop_reason;
+use super::super::logprobs;
+use super::{CompletionFields, usage_json};
+use crate::engine::{FinishReason, Usage};
+use crate::rag::{Choice, Finish, GenerateEvent, Generated, TokenText};
+
+/// What every answer and event of a request repeats, and how its choices are written.
+#[derive(Debug, Clone)]
+pub(super) struct Rendering {
+    pub(super) id: String,
+    pub(super) created: i64,
+    pub(super) model: String,
+    /// Choices of a prompt.
+    pub(super) n: u32,
+    pub(super) fields: CompletionFields,
+    pub(super) include_stop: bool,
+}
+
+impl Rendering {
+    pub(super) fn chunk(&self, choices: Vec<Value>) -> Value {
+        json!({"id": self.id, "object": "text_completion", "created": self.created, "model": self.model, "choices": choices})
+    }
+
+    fn choice(&self, index: u32, text: &str, logprobs: Value, finish: Option<&Finish>) -> Value {
+        let stop = finish.and_then(|finish| finish.stop.as_ref()).map(stop_reason);
+        json!({
+            "index": index, "text": text, "logprobs": logprobs,
+            "finish_reason": finish.map(Finish::as_openai), "stop_reason": stop,
+        })
+    }
+
+    /// Those of `tokens`, where they were asked for.
+    fn logprobs(&self, tokens: &[TokenText]) -> Value {
+        self.fields.logprobs.map_or(Value::Null, |most| logprobs::completion(tokens, most, self.fields.names))
+    }
+
+    /// The choices of prompt number `at`: the `n` best of what was generated.
+    pub(super) fn choices(&self, at: u32, generated: Generated) -> Vec<Value> {
+        let Generated { prompt_token_ids, prompt_tokens, mut choices, .. } = generated;
+        let echoed = if self.fields.echo { prompt_tokens.len() } else { 0 };
+        if choices.len() > self.n as usize {
+            choices.sort_by(|a, b| mean(b, echoed).total_cmp(&mean(a, echoed)));
+            choices.truncate(self.n as usize);
+        }
+        let write = |(index, choice): (u32, Choice)| {
+            let mut out =
+                self.choice(index, &choice.text, self.logprobs(&choice.tokens), Some(&choice.finish));
+            if let Some(most) = self.fields.prompt_logprobs {
+                out["prompt_logprobs"] = logprobs::prompt(&prompt_tokens, most);
+            }
+            if self.fields.return_token_ids {
+                let mut ids: Vec<u32> = choice.tokens[echoed..].iter().map(|token| token.id).collect();
+                ids.extend(self.held_stop(&choice.finish));
+                out["prompt_token_ids"] = json!(prompt_token_ids);
+                out["token_ids"] = json!(ids);
+            }
+            out
+        };
+        (at * self.n..).zip(choices).map(write).collect()
+    }
+
+    /// The token that ended an answer and is not among its tokens.
+    fn held_stop(&self, finish: &Finish) -> Option<u32> {
+        match finish.reason {
+            FinishReason::Stop(id) if !self.include_stop => id,
+            _ => None,
+        }
+    }
+}
+
+/// OpenAI's rank of `best_of`: the mean log probability of an answer's tokens.
+fn mean(choice: &Choice, echoed: usize) -> f32 {
+    let own = &choice.tokens[echoed..];
+    let sum: f32 = own.iter().filter_map(|token| token.logprob).sum();
+    sum / own.len().max(1) as f32
+}
+
+/// How far one prompt's choices are.
+#[derive(Debug, Default)]
+struct Progress {
+    prompt: Arc<[u32]>,
+    /// Log probabilities of the prompt that begin the tokens of an echoing choice.
+    echoed: usize,
+    /// Tokens of each choice, once it has begun.
+    tokens: HashMap<u32, u32>,
+}
+
+/// The choices of a stream.
+#[derive(Debug)]
+pub(super) struct StreamedChoices {
+    pub(super) rendering: Rendering,
+    /// Whether every chunk has its choice's usage so far.
+    continuous: bool,
+    prompts: HashMap<u32, Progress>,
+}
+
+impl StreamedChoices {
+    pub(super) fn new(rendering: Rendering, continuous: bool) -> StreamedChoices {
+        StreamedChoices { rendering, continuous, prompts: HashMap::new() }
+    }
+
+    /// The chunk that an event of prompt number `at` becomes, if any.
+    pub(super) fn take(&mut self, at: u32, event: GenerateEvent) -> Option<Value> {
+        match event {
+            GenerateEvent::Prompt { token_ids, tokens, .. } => {
+                let echoed = if self.rendering.fields.echo { tokens.len() } else { 0 };
+                self.prompts.insert(at, Progress { prompt: token_ids, echoed, ..Progress::default() });
+                None
+            }
+            GenerateEvent::Delta { index, text, tokens } => {
+                (!text.is_empty() || !tokens.is_empty()).then(|| self.chunk(at, index, &text, &tokens, None))
+            }
+            GenerateEvent::Finished { index, finish } => Some(self.chunk(at, index, "", &[], Some(&finish))),
+            GenerateEvent::Done(_) => None,
+        }
+    }
+
+    fn chunk(
+        &mut self,
+        at: u32,
+        index: u32,
+        text: &str,
+        tokens: &[TokenText],
+        finish: Option<&Finish>,
+    ) -> Value {
+        let Rendering { n, fields, .. } = self.rendering;
+        let logprobs = if tokens.is_empty() { Value::Null } else { self.rendering.logprobs(tokens) };
+        let mut choice = self.rendering.choice(at * n + index, text, logprobs, finish);
+        let progress = self.prompts.entry(at).or_default();
+        let begun = progress.tokens.contains_key(&index);
+        // With echo, the first tokens of a choice are the prompt's.
+        let own = if fields.echo && !begun { progress.echoed } else { 0 };
+        let mut ids: Vec<u32> = tokens[own.min(tokens.len())..].iter().map(|token| token.id).collect();
+        ids.extend(finish.and_then(|finish| self.rendering.held_stop(finish)));
+        let count = progress.tokens.entry(index).or_default();
+        *count += ids.len() as u32;
+        let usage = Usage {
+            prompt_tokens: progress.prompt.len() as u32,
+            completion_tokens: *count,
+            ..Usage::default()
+        };
+        if fields.return_token_ids {
+            choice["token_ids"] = json!(ids);
+            if !begun {
+                choice["prompt_token_ids"] = json!(progress.prompt);
+            }
+        }
+        let mut chunk = self.rendering.chunk(vec![choice]);
+        if self.continuous {
+            chunk["usage"] = usage_json(&usage);
+        }
+        chunk
+    }
+}
