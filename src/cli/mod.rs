@@ -1,5 +1,6 @@
 //! The command line: one file a command. Builds the parts from [`crate::config`] and runs them.
 
+mod adapters;
 mod embed;
 mod generate;
 mod ingest;
@@ -75,7 +76,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let raw = cli.settings.with_file()?;
     // `models` works on repositories that are not there yet, so it must not resolve them.
     let raw = match &cli.command {
-        Command::Models(_) => RawSettings { model: None, embedder: None, ..raw },
+        Command::Models(_) => RawSettings { model: None, embedder: None, reranker: None, ..raw },
         _ => raw,
     };
     let settings = Settings::resolve(raw)?;

@@ -106,17 +106,21 @@ impl Window {
         let for_one = fits.div_ceil(KvSpec::BLOCK_SIZE).saturating_mul(block_bytes);
         let by_default = for_one.saturating_mul(8).min(for_one.max(Window::CACHE));
         let blocks = kv_bytes.unwrap_or(by_default) / block_bytes;
-        anyhow::ensure!(blocks > 0, "--kv-cache-mb is too small for one block of {} KiB", block_bytes >> 10);
+        anyhow::ensure!(
+            blocks > 0,
+            "--kv-cache-bytes is too small for one block of {} KiB",
+            block_bytes >> 10
+        );
         // Places in the cache are counted in 32 bits.
         anyhow::ensure!(
             blocks <= u32::MAX as usize / KvSpec::BLOCK_SIZE,
-            "--kv-cache-mb is too large: {blocks} blocks of {} KiB",
+            "--kv-cache-bytes is too large: {blocks} blocks of {} KiB",
             block_bytes >> 10
         );
         let max_model_len = fits.min(blocks * KvSpec::BLOCK_SIZE);
         if max_model_len < fits {
             tracing::warn!(
-                "the window is {max_model_len} tokens and not {fits}: the KV cache holds no more; --kv-cache-mb sets it"
+                "the window is {max_model_len} tokens and not {fits}: the KV cache holds no more; --kv-cache-bytes sets it"
             );
         }
         Ok(Window { max_model_len, blocks })
@@ -139,6 +143,8 @@ pub(super) fn generator(
             model.location.path.display()
         );
     };
+    // Before the weights: a wrong adapter is cheap to find.
+    let adapters = super::adapters::adapters(&settings.lora, &config)?;
     let tokenizer = tokenizer(&source)?;
     let template = match source.chat_template()? {
         Some(template) => Some(ChatTemplate::compile(&template, tokenizer.bos(), tokenizer.eos())?),
@@ -199,7 +205,7 @@ pub(super) fn generator(
     let (engine, thread) = crate::engine::start(config, build)?;
     let config =
         GeneratorConfig { name, eos: generation.eos, sampling, citing: Citing::for_parameters(parameters) };
-    Ok((Generator::new(engine, tokenizer, template, config), thread))
+    Ok((Generator::new(engine, tokenizer, template, config).with_adapters(adapters), thread))
 }
 
 /// Loads the embedder and starts its thread.
