@@ -14,12 +14,14 @@ mod gguf_value;
 mod hf_config;
 mod lora;
 mod rope_scaling;
+mod scoring_head;
 mod source;
 mod weights;
 
 pub use batch::{ForwardBatch, KvCache, KvSpec, Logits, NO_ADAPTER};
 pub use config::{
-    Activation, DecoderConfig, EncoderConfig, ModelConfig, MoeConfig, PositionStyle, RopeConfig, RopeScaling,
+    Activation, DecoderConfig, EncoderConfig, HeadStyle, ModelConfig, MoeConfig, PositionStyle, RopeConfig,
+    RopeScaling, ScoreScale, ScoringHead,
 };
 pub use decoder::Decoder;
 pub use encoder::Encoder;
