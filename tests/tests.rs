@@ -5,5 +5,6 @@ mod bad_input;
 mod corpora;
 mod crash;
 mod models;
+mod reranker;
 mod seeded;
 mod support;

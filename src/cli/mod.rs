@@ -2,12 +2,14 @@
 
 mod adapters;
 mod embed;
+mod encoders;
 mod generate;
 mod ingest;
 pub mod models;
 mod parts;
 mod query;
 mod serve;
+mod tokenizers;
 
 use std::process::ExitCode;
 

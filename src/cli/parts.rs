@@ -5,24 +5,25 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use sha2::{Digest, Sha256};
 
 use crate::config::Settings;
-use crate::embed::{EmbedConfig, EmbedHandle, EmbedThread, EmbedderInfo};
+use crate::embed::{EmbedHandle, EmbedThread};
 use crate::engine::{EngineConfig, EngineThread, ModelRunner, SamplingParams};
 use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
 use crate::lake::{LakeConfig, Lakes};
 use crate::model::{
-    Decoder, Encoder, Exec, Gate, GgufVocab, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig,
-    ModelSource, TokenizerSource,
+    Decoder, Exec, Gate, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
 };
 use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
 use crate::server::AppState;
 use crate::telemetry::Metrics;
-use crate::text::{ChatTemplate, Tokenizer, Vocab, VocabKind};
+use crate::text::ChatTemplate;
+
+use super::encoders::embedder;
+use super::tokenizers::tokenizer;
 
 /// A progress bar on a terminal, nothing elsewhere.
-fn progress(what: &str) -> Box<dyn Fn(LoadProgress) + Send> {
+pub(super) fn progress(what: &str) -> Box<dyn Fn(LoadProgress) + Send> {
     let bar = ProgressBar::new(1);
     if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} layers") {
         bar.set_style(style);
@@ -34,40 +35,6 @@ fn progress(what: &str) -> Box<dyn Fn(LoadProgress) + Send> {
         if at.layers == at.of {
             bar.finish_and_clear();
         }
-    })
-}
-
-fn tokenizer(source: &ModelSource) -> anyhow::Result<Tokenizer> {
-    match source.tokenizer()? {
-        TokenizerSource::Json { tokenizer, config } => Ok(Tokenizer::from_json(&tokenizer, config.as_ref())?),
-        TokenizerSource::Gguf(gguf) => Ok(Tokenizer::from_vocab(&vocab(&gguf)?, gguf.bos, gguf.eos)?),
-    }
-}
-
-/// What a GGUF says of its vocabulary, with llama.cpp's defaults for what it does not say.
-fn vocab(gguf: &GgufVocab) -> anyhow::Result<Vocab> {
-    let of_type = |kind: u32| {
-        let all = gguf.token_types.iter().zip(0_u32..).filter(move |(found, _)| **found == kind);
-        all.map(|(_, id)| id).collect::<Vec<_>>()
-    };
-    let kind = match gguf.model.as_str() {
-        "gpt2" => VocabKind::ByteLevel,
-        "llama" => VocabKind::SentencePiece,
-        other => anyhow::bail!(
-            "the GGUF's tokenizer `{other}` is not supported: use the model's Hugging Face folder"
-        ),
-    };
-    Ok(Vocab {
-        kind,
-        pre: gguf.pre.clone(),
-        control: of_type(3),
-        user_defined: of_type(4),
-        bos: gguf.bos.filter(|_| gguf.add_bos.unwrap_or_else(|| kind.begins(&gguf.pre))),
-        unk: gguf.unk,
-        space_prefix: gguf.add_space_prefix.unwrap_or(true),
-        tokens: gguf.tokens.clone(),
-        merges: gguf.merges.clone(),
-        scores: gguf.scores.clone(),
     })
 }
 
@@ -139,7 +106,7 @@ pub(super) fn generator(
     let source = ModelSource::open(&model.location.path)?;
     let ModelConfig::Decoder(config) = source.config().clone() else {
         anyhow::bail!(
-            "{} embeds and does not generate: give it as --embedder",
+            "{} reads texts and does not generate: give it as --embedder or --reranker",
             model.location.path.display()
         );
     };
@@ -208,92 +175,10 @@ pub(super) fn generator(
     Ok((Generator::new(engine, tokenizer, template, config).with_adapters(adapters), thread))
 }
 
-/// Loads the embedder and starts its thread.
-///
-/// Its bulk passes wait at `gate`, if there is one.
-pub(super) fn embedder(
-    settings: &Settings,
-    gate: Option<Arc<Gate>>,
-) -> anyhow::Result<(EmbedHandle, EmbedThread)> {
-    compute_threads(settings);
-    let embedder = settings.need_embedder()?;
-    let source = ModelSource::open(&embedder.location.path)?;
-    let ModelConfig::Encoder(config) = source.config().clone() else {
-        anyhow::bail!(
-            "{} generates and does not embed: give it as --model",
-            embedder.location.path.display()
-        );
-    };
-    let tokenizer = tokenizer(&source)?;
-    let name = embedder.location.name.clone();
-    let is_e5 = is_e5(&name);
-    let prefix = |set: &Option<String>, e5: &str| {
-        set.clone().unwrap_or_else(|| if is_e5 { e5.to_owned() } else { String::new() })
-    };
-    let info = EmbedderInfo {
-        sha256: digest(&embedder.location.path).context("reading the embedder's files")?,
-        dim: config.hidden,
-        pooling: format!("{:?}", config.pooling).to_lowercase(),
-        query_prefix: prefix(&embedder.query_prefix, "query: "),
-        passage_prefix: prefix(&embedder.passage_prefix, "passage: "),
-        max_tokens: config.max_tokens,
-        id: name,
-    };
-    let (dtype, threads) = (settings.dtype, settings.threads);
-    let label = format!("loading {}", info.id);
-    let build = move || {
-        let options = LoadOptions {
-            dtype,
-            max_num_batched_tokens: 512,
-            max_num_seqs: 1,
-            dummy_weights: false,
-            exec: Exec::simd(threads),
-            progress: Some(progress(&label)),
-        };
-        let mut encoder = Encoder::load(&source, options).map_err(|error| error.to_string())?;
-        if let Some(gate) = gate {
-            encoder.set_gate(gate);
-        }
-        Ok(encoder)
-    };
-    Ok(crate::embed::start(EmbedConfig { max_batch_tokens: 512 }, tokenizer, info, build)?)
-}
-
-/// Whether a name has `e5` as a word.
-fn is_e5(name: &str) -> bool {
-    name.split(|c: char| !c.is_alphanumeric()).any(|word| word.eq_ignore_ascii_case("e5"))
-}
-
 /// Gives rayon, which some crates compute on, as many threads as the settings say.
-fn compute_threads(settings: &Settings) {
+pub(super) fn compute_threads(settings: &Settings) {
     // A second call (in tests) finds the pool in place, which is fine.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build_global();
-}
-
-/// A digest of what decides a model's vectors: its small files whole, its weights by length and samples.
-fn digest(path: &std::path::Path) -> std::io::Result<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut hasher = Sha256::new();
-    let mut files: Vec<_> =
-        std::fs::read_dir(path)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-    files.sort();
-    for path in files {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !(name == "config.json" || name == "tokenizer.json" || name.ends_with(".safetensors")) {
-            continue;
-        }
-        let mut file = std::fs::File::open(&path)?;
-        let length = file.metadata()?.len();
-        hasher.update(name.as_bytes());
-        hasher.update(length.to_le_bytes());
-        let mut part = vec![0; 1 << 16];
-        for sample in 0..64_u64 {
-            file.seek(SeekFrom::Start(length / 64 * sample))?;
-            let read = file.read(&mut part)?;
-            hasher.update(&part[..read]);
-        }
-    }
-    Ok(hex::encode(hasher.finalize()))
 }
 
 /// Opens the lakes.
@@ -327,7 +212,7 @@ pub(super) fn pipeline(
 pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<EngineThread>, EmbedThread)> {
     let metrics = Metrics::new();
     let gate = Arc::new(Gate::new());
-    let (embed, embed_thread) = embedder(settings, Some(gate.clone()))?;
+    let (embed, embed_thread) = embedder(settings, Some(gate.clone()), settings.reranker.as_ref())?;
     let (generator, engine_thread) = match settings.model {
         Some(_) => {
             let (generator, thread) = generator(settings, Some(gate))?;
@@ -362,12 +247,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn e5_is_a_word_of_the_name() {
-        assert!(is_e5("intfloat/multilingual-e5-small") && is_e5("E5_base") && is_e5("e5"));
-        assert!(!is_e5("base5") && !is_e5("gte5-small") && !is_e5("me5"));
-    }
-
-    #[test]
     fn the_window_is_what_model_and_cache_allow() {
         let plan = |asked, max, bytes| Window::plan(asked, max, bytes, 1 << 10);
         assert_eq!(plan(None, 100_000, None).expect("plans"), Window { max_model_len: 8192, blocks: 4096 });
@@ -375,19 +254,5 @@ mod tests {
         assert_eq!(plan(Some(64), 100, Some(2 << 10)).expect("plans").max_model_len, 32);
         assert!(plan(Some(0), 100, None).is_err() && plan(None, 100, Some(1)).is_err());
         assert!(plan(None, 100, Some(usize::MAX)).is_err());
-    }
-
-    #[test]
-    fn a_gguf_of_llama_3_begins_texts_where_it_does_not_say() {
-        let gguf = |pre: &str, add_bos| GgufVocab {
-            model: "gpt2".to_owned(),
-            pre: pre.to_owned(),
-            bos: Some(0),
-            add_bos,
-            ..GgufVocab::default()
-        };
-        assert_eq!(vocab(&gguf("llama-bpe", None)).expect("builds").bos, Some(0));
-        assert_eq!(vocab(&gguf("llama-bpe", Some(false))).expect("builds").bos, None);
-        assert_eq!(vocab(&gguf("smollm", None)).expect("builds").bos, None);
     }
 }

@@ -28,6 +28,23 @@ pub(super) const OPERATIONS: &[Operation] = &[
     ),
     ("/v1/embeddings", "post", "Vectors of texts", Some("EmbeddingRequest"), &[400, 401, 404, 413, 415, 503]),
     (
+        "/v1/rerank",
+        "post",
+        "Documents by how well they answer",
+        Some("RerankRequest"),
+        &[400, 401, 404, 413, 415, 503],
+    ),
+    (
+        "/v2/rerank",
+        "post",
+        "The same, at Cohere's path",
+        Some("RerankRequest"),
+        &[400, 401, 404, 413, 415, 503],
+    ),
+    ("/rerank", "post", "The same, at Jina's path", Some("RerankRequest"), &[400, 401, 404, 413, 415, 503]),
+    ("/v1/score", "post", "Scores of pairs of texts", Some("ScoreRequest"), &[400, 401, 404, 413, 415, 503]),
+    ("/score", "post", "The same", Some("ScoreRequest"), &[400, 401, 404, 413, 415, 503]),
+    (
         "/tokenize",
         "post",
         "Token ids of a text or a conversation",

@@ -64,7 +64,7 @@ fn what_no_code_computes_is_refused_by_name() {
 
 #[test]
 fn a_reranker_has_one_label_and_says_what_its_logit_means() {
-    let head = |architecture: &str, extra: Value| {
+    let head = |architecture: &str, extra: Value| -> Result<Option<ScoringHead>> {
         let base = json!({"architectures": [architecture], "hidden_size": 64, "intermediate_size": 96,
             "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128,
             "max_position_embeddings": 64});

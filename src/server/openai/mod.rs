@@ -1,10 +1,11 @@
-//! The OpenAI surface: models, completions, chat, embeddings, and vLLM's tokenize.
+//! The OpenAI surface: models, completions, chat, embeddings, and vLLM's tokenize, rerank and score.
 
 pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod embeddings;
 mod fields;
 pub(super) mod models;
+pub(super) mod rerank;
 pub(super) mod sampling;
 pub(super) mod sse;
 pub(super) mod tokenize;

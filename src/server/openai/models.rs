@@ -10,7 +10,9 @@ use super::super::error::ApiError;
 fn all(state: &AppState) -> Vec<Value> {
     let card = |id: &str, max: usize| json!({"id": id, "object": "model", "created": 0, "owned_by": "tarn", "root": id, "parent": null, "max_model_len": max});
     let generator = state.generator.iter().map(|generator| card(generator.name(), generator.max_model_len()));
-    generator.chain([card(&state.embed.info().id, state.embed.info().max_tokens)]).collect()
+    let reranker = state.embed.reranker().map(|info| card(&info.id, info.max_tokens));
+    let embedder = card(&state.embed.info().id, state.embed.info().max_tokens);
+    generator.chain([embedder]).chain(reranker).collect()
 }
 
 pub(in crate::server) async fn list(State(state): State<AppState>) -> Json<Value> {

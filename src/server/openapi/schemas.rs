@@ -9,6 +9,8 @@ pub(super) fn all() -> Value {
         "CompletionRequest": completion(),
         "ChatCompletionRequest": chat(),
         "EmbeddingRequest": embedding(),
+        "RerankRequest": rerank(),
+        "ScoreRequest": score(),
         "TokenizeRequest": tokenize(),
         "DetokenizeRequest": detokenize(),
         "RagRequest": rag(),
@@ -17,6 +19,8 @@ pub(super) fn all() -> Value {
         "ChatCompletion": completed("chat.completion", json!({"message": object(&["role", "content"], json!({
             "role": {"const": "assistant"}, "content": {"type": "string"}}))})),
         "EmbeddingList": embeddings(),
+        "Reranked": reranked(),
+        "Scores": scores(),
         "Tokens": object(&["tokens", "count", "max_model_len"], json!({
             "tokens": {"type": "array", "items": at_least(0)}, "count": at_least(0), "max_model_len": at_least(1),
             "token_strs": {"type": "array", "items": {"type": "string"}}})),
@@ -151,6 +155,73 @@ fn embedding() -> Value {
     )
 }
 
+/// Where rerank and score cut pairs.
+fn pair_tokens() -> Value {
+    said(
+        json!({"type": "integer", "minimum": -1}),
+        "Pairs are cut at so many tokens; without it and for -1, at the model's length",
+    )
+}
+
+fn rerank() -> Value {
+    let document =
+        json!({"oneOf": [{"type": "string"}, object(&["text"], json!({"text": {"type": "string"}}))]});
+    object(
+        &["query", "documents"],
+        json!({
+            "model": {"type": "string"},
+            "query": {"type": "string", "minLength": 1},
+            "documents": {"type": "array", "items": document, "minItems": 1, "maxItems": 2048},
+            "top_n": said(at_least(0), "So many of the best; 0: all"),
+            "return_documents": {"type": "boolean", "default": true},
+            "truncate_prompt_tokens": pair_tokens(),
+        }),
+    )
+}
+
+fn score() -> Value {
+    let texts = || json!({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]});
+    object(
+        &["text_1", "text_2"],
+        json!({
+            "model": {"type": "string"},
+            "text_1": said(texts(), "One text for all of text_2, or as many"),
+            "text_2": texts(),
+            "truncate_prompt_tokens": pair_tokens(),
+        }),
+    )
+}
+
+fn reranked() -> Value {
+    let document = object(&["text"], json!({"text": {"type": "string"}}));
+    let one = object(
+        &["index", "relevance_score"],
+        json!({"index": at_least(0), "relevance_score": {"type": "number"}, "document": document}),
+    );
+    object(
+        &["id", "model", "results", "usage"],
+        json!({
+            "id": {"type": "string"}, "model": {"type": "string"}, "results": {"type": "array", "items": one},
+            "usage": {"$ref": "#/components/schemas/Usage"},
+        }),
+    )
+}
+
+fn scores() -> Value {
+    let one = object(
+        &["index", "score"],
+        json!({"index": at_least(0), "object": {"const": "score"}, "score": {"type": "number"}}),
+    );
+    object(
+        &["id", "object", "model", "data", "usage"],
+        json!({
+            "id": {"type": "string"}, "object": {"const": "list"}, "created": {"type": "integer"},
+            "model": {"type": "string"}, "data": {"type": "array", "items": one},
+            "usage": {"$ref": "#/components/schemas/Usage"},
+        }),
+    )
+}
+
 fn tokenize() -> Value {
     let mut schema = object(
         &[],
@@ -182,6 +253,7 @@ fn rag() -> Value {
             "query": {"type": "string", "minLength": 1},
             "top_k": {"type": "integer", "minimum": 1, "maximum": 200, "default": 5},
             "mode": {"enum": ["vector", "text", "hybrid"]},
+            "rerank": said(json!({"type": "boolean", "default": false}), "Whether a cross-encoder orders what was found"),
             "filter": said(json!({"type": "object"}), "Which documents"),
             "as_of": said(json!({"type": ["integer", "string"]}), "A version of the lake or an RFC 3339 time"),
             "generate": said(json!({"type": "boolean"}), "Whether the model answers, or passages are all"),
@@ -200,6 +272,8 @@ pub(super) fn of_answer(path: &str) -> Option<&'static str> {
         "/v1/completions" => "Completion",
         "/v1/chat/completions" => "ChatCompletion",
         "/v1/embeddings" => "EmbeddingList",
+        "/v1/rerank" | "/v2/rerank" | "/rerank" => "Reranked",
+        "/v1/score" | "/score" => "Scores",
         "/tokenize" => "Tokens",
         "/detokenize" => "Text",
         "/v1/rag/query" => "Answer",
