@@ -10,6 +10,8 @@ use serde_json::json;
 use crate::config::Settings;
 use crate::rag::{GenerateEvent, GenerateRequest, Prompt};
 
+use super::plan::Roles;
+
 /// What to continue.
 #[derive(Debug, Args)]
 pub(super) struct GenerateArgs {
@@ -38,7 +40,9 @@ pub(super) fn run(mut settings: Settings, args: GenerateArgs) -> anyhow::Result<
         None => None,
     };
     let runtime = super::parts::runtime()?;
-    let (generator, _engine) = super::parts::generator(&settings, None)?;
+    let alone = Roles { generator: true, embedder: false, reranker: false };
+    let window = super::plan::window(&settings, alone)?;
+    let (generator, _engine) = super::parts::generator(&settings, window, None)?;
     let prompt = match args.chat {
         true => Prompt::chat(vec![json!({"role": "user", "content": args.prompt})]),
         false => Prompt::Text(args.prompt),

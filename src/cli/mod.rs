@@ -5,11 +5,15 @@ mod embed;
 mod encoders;
 mod generate;
 mod ingest;
+mod machine_memory;
+mod memory_plan;
 pub mod models;
 mod parts;
+mod plan;
 mod query;
 mod serve;
 mod tokenizers;
+mod window;
 
 use std::process::ExitCode;
 

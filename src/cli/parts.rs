@@ -20,7 +20,9 @@ use crate::telemetry::Metrics;
 use crate::text::ChatTemplate;
 
 use super::encoders::embedder;
+use super::plan::{Roles, decoder_kv, plan};
 use super::tokenizers::tokenizer;
+use super::window::Window;
 
 /// A progress bar on a terminal, nothing elsewhere.
 pub(super) fn progress(what: &str) -> Box<dyn Fn(LoadProgress) + Send> {
@@ -38,67 +40,12 @@ pub(super) fn progress(what: &str) -> Box<dyn Fn(LoadProgress) + Send> {
     })
 }
 
-/// Most tokens of a sequence, and the KV blocks for all of them.
-#[derive(Debug, PartialEq, Eq)]
-struct Window {
-    max_model_len: usize,
-    blocks: usize,
-}
-
-impl Window {
-    /// The window where none is asked for.
-    const DEFAULT: usize = 8192;
-    /// Bytes of cache for sequences beyond the first, where nobody says otherwise.
-    const CACHE: usize = 512 << 20;
-
-    /// What is possible of what is asked for, in tokens and bytes; says so where that is less.
-    fn plan(
-        asked: Option<usize>,
-        max_positions: usize,
-        kv_bytes: Option<usize>,
-        block_bytes: usize,
-    ) -> anyhow::Result<Window> {
-        anyhow::ensure!(asked != Some(0), "--max-model-len is 0, but must be at least 1");
-        let wanted = asked.unwrap_or(Window::DEFAULT);
-        let fits = wanted.min(max_positions);
-        if wanted > fits && asked.is_some() {
-            tracing::warn!(
-                "the window is {fits} tokens, the model's longest context, and not the {wanted} asked for"
-            );
-        } else if asked.is_none() && fits < max_positions {
-            tracing::info!(
-                "the window is {fits} tokens of the model's {max_positions}: --max-model-len sets it"
-            );
-        }
-        let for_one = fits.div_ceil(KvSpec::BLOCK_SIZE).saturating_mul(block_bytes);
-        let by_default = for_one.saturating_mul(8).min(for_one.max(Window::CACHE));
-        let blocks = kv_bytes.unwrap_or(by_default) / block_bytes;
-        anyhow::ensure!(
-            blocks > 0,
-            "--kv-cache-bytes is too small for one block of {} KiB",
-            block_bytes >> 10
-        );
-        // Places in the cache are counted in 32 bits.
-        anyhow::ensure!(
-            blocks <= u32::MAX as usize / KvSpec::BLOCK_SIZE,
-            "--kv-cache-bytes is too large: {blocks} blocks of {} KiB",
-            block_bytes >> 10
-        );
-        let max_model_len = fits.min(blocks * KvSpec::BLOCK_SIZE);
-        if max_model_len < fits {
-            tracing::warn!(
-                "the window is {max_model_len} tokens and not {fits}: the KV cache holds no more; --kv-cache-bytes sets it"
-            );
-        }
-        Ok(Window { max_model_len, blocks })
-    }
-}
-
 /// Loads the generator and starts its engine.
 ///
 /// Its steps hold `gate`, if there is one, so that bulk embedding makes way.
 pub(super) fn generator(
     settings: &Settings,
+    window: Window,
     gate: Option<Arc<Gate>>,
 ) -> anyhow::Result<(Generator, EngineThread)> {
     compute_threads(settings);
@@ -126,9 +73,8 @@ pub(super) fn generator(
     sampling.repetition_penalty = generation.repetition_penalty.unwrap_or(sampling.repetition_penalty);
 
     let limits = settings.engine.clone();
-    let spec = KvSpec { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim };
-    let Window { max_model_len, blocks } =
-        Window::plan(limits.max_model_len, config.max_positions, limits.kv_cache_bytes, spec.block_bytes())?;
+    let spec = decoder_kv(&config);
+    let Window { max_model_len, blocks } = window;
 
     let (dtype, threads, dummy_weights) = (settings.dtype, settings.threads, model.dummy_weights);
     let summary = if dummy_weights { None } else { Some(source.inspect()?) };
@@ -210,12 +156,18 @@ pub(super) fn pipeline(
 
 /// All of a server. The threads must outlive it.
 pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<EngineThread>, EmbedThread)> {
+    let roles =
+        Roles { generator: settings.model.is_some(), embedder: true, reranker: settings.reranker.is_some() };
+    let planned = plan(settings, roles)?;
+    planned.memory.check()?;
+    tracing::info!("memory is planned as follows\n{}", planned.memory);
     let metrics = Metrics::new();
+    metrics.planned(planned.memory.parts(), planned.memory.budget.bytes());
     let gate = Arc::new(Gate::new());
     let (embed, embed_thread) = embedder(settings, Some(gate.clone()), settings.reranker.as_ref())?;
-    let (generator, engine_thread) = match settings.model {
-        Some(_) => {
-            let (generator, thread) = generator(settings, Some(gate))?;
+    let (generator, engine_thread) = match planned.window {
+        Some(window) => {
+            let (generator, thread) = generator(settings, window, Some(gate))?;
             (Some(generator.measured(metrics.clone())), Some(thread))
         }
         None => (None, None),
@@ -240,19 +192,4 @@ pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<En
 /// The async runtime of a command.
 pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_window_is_what_model_and_cache_allow() {
-        let plan = |asked, max, bytes| Window::plan(asked, max, bytes, 1 << 10);
-        assert_eq!(plan(None, 100_000, None).expect("plans"), Window { max_model_len: 8192, blocks: 4096 });
-        assert_eq!(plan(Some(64), 32, Some(1 << 20)).expect("plans").max_model_len, 32);
-        assert_eq!(plan(Some(64), 100, Some(2 << 10)).expect("plans").max_model_len, 32);
-        assert!(plan(Some(0), 100, None).is_err() && plan(None, 100, Some(1)).is_err());
-        assert!(plan(None, 100, Some(usize::MAX)).is_err());
-    }
 }

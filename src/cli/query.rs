@@ -8,6 +8,8 @@ use clap::Args;
 use crate::config::Settings;
 use crate::rag::{AnswerEvent, Mode, RagConfig, RagRequest, RagService};
 
+use super::plan::Roles;
+
 /// What to ask.
 #[derive(Debug, Args)]
 pub(super) struct QueryArgs {
@@ -38,11 +40,13 @@ pub(super) fn run(settings: Settings, args: QueryArgs) -> anyhow::Result<ExitCod
         .map_err(|_| anyhow::anyhow!("--mode is `{}`, but must be vector, text or hybrid", args.mode))?;
     let runtime = super::parts::runtime()?;
     let reranker = settings.reranker.as_ref().filter(|_| args.rerank);
+    let roles = Roles { generator: true, embedder: true, reranker: reranker.is_some() };
+    let window = (!args.no_answer).then(|| super::plan::window(&settings, roles)).transpose()?;
     let (embed, _embed_thread) = super::encoders::embedder(&settings, None, reranker)?;
-    let (generator, _engine) = match args.no_answer {
-        true => (None, None),
-        false => {
-            let (generator, thread) = super::parts::generator(&settings, None)?;
+    let (generator, _engine) = match window {
+        None => (None, None),
+        Some(window) => {
+            let (generator, thread) = super::parts::generator(&settings, window, None)?;
             (Some(generator), Some(thread))
         }
     };

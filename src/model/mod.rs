@@ -9,6 +9,7 @@ mod config;
 mod decoder;
 mod encoder;
 mod error;
+mod footprint;
 mod gguf;
 mod gguf_value;
 mod hf_config;
@@ -26,7 +27,8 @@ pub use config::{
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::ModelError;
+pub use footprint::Footprint;
 pub use lora::{LoraAdapter, LoraOptions};
 pub use source::{GenerationConfig, GgufVocab, ModelSource, ModelSummary, TokenizerSource};
-pub use tarn_kernels::{Exec, Gate, Pooling, SeqSpan, Team};
+pub use tarn_kernels::{Exec, Gate, Pooling, SeqSpan, Team, level_name};
 pub use weights::{DtypeChoice, LoadOptions, LoadProgress};

@@ -281,7 +281,9 @@ impl ModelSource {
             bytes += len as u64;
         };
         match self.tensors()? {
-            Tensors::Safetensors(files) => files.each(|dtype, shape, len| add(dtype.to_owned(), shape, len)),
+            Tensors::Safetensors(files) => {
+                files.each(|_, dtype, shape, len| add(dtype.to_owned(), shape, len))
+            }
             Tensors::Gguf(file) => {
                 for tensor in file.tensors.values() {
                     let dtype = match tensor.kind {
