@@ -4,6 +4,7 @@ mod architecture;
 mod bad_input;
 mod corpora;
 mod crash;
+mod doctor;
 mod models;
 mod reranker;
 mod seeded;

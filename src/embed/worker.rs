@@ -197,6 +197,10 @@ impl<E: PooledEncoder> Worker<E> {
                     one.vectors[*text] = Some(vector.to_vec());
                     one.left -= 1;
                 }
+                // A long job, such as many passages to rerank, must not keep a query that came after it waiting.
+                if !bulk && let Some(served) = open.remove(batch[0].0) {
+                    open.push_back(served);
+                }
             }
             Err(message) => {
                 let mut failed: Vec<usize> = batch.iter().map(|(job, _)| *job).collect();

@@ -5,6 +5,7 @@ use crate::embed::InputKind;
 use crate::embed::{Pair, RerankerInfo};
 use crate::model::ScoreScale;
 use crate::testing::{fake_embedder, fake_embedder_with_reranker};
+use crate::text::EncoderInput;
 
 #[tokio::test]
 async fn vectors_come_in_the_order_of_the_texts_whatever_their_lengths() {
@@ -136,4 +137,35 @@ async fn without_a_reranker_pairs_are_refused_and_one_that_cannot_be_built_says_
         Some(parts),
     );
     assert_eq!(failed.expect_err("fails").to_string(), "the embedder could not start: no head");
+}
+
+#[test]
+fn a_query_waits_for_one_pass_of_a_long_job_before_it() {
+    let (_jobs, receiver) = mpsc::channel();
+    let mut worker = Worker {
+        encoder: Telltale,
+        reranker: None,
+        receiver,
+        counter: Weak::new(),
+        dim: 4,
+        max_batch_tokens: 8,
+    };
+    let mut open = VecDeque::new();
+    let mut replies = Vec::new();
+    for texts in [10, 1] {
+        let input = EncoderInput { ids: vec![1; 8], types: Vec::new() };
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let (texts, network, priority) = (vec![input; texts], Network::Embedder, Priority::Interactive);
+        take(Job { texts, network, priority, reply }, &mut open);
+        replies.push(answer);
+    }
+    worker.pass(&mut open);
+    assert!(replies[1].try_recv().is_err());
+    worker.pass(&mut open);
+    assert_eq!(replies[1].try_recv().expect("answered").expect("embeds").len(), 1);
+    for _ in 0..9 {
+        assert!(replies[0].try_recv().is_err());
+        worker.pass(&mut open);
+    }
+    assert_eq!(replies[0].try_recv().expect("answered").expect("embeds").len(), 10);
 }
