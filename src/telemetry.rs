@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 /// Starts logging to standard error. A filter that does not parse becomes `info`.
 pub fn init_logging(filter: &str, json: bool) {
@@ -111,6 +113,23 @@ impl Metrics {
         }
     }
 
+    /// What memory each part was planned, and the sum that there is to plan with, where that is known.
+    ///
+    /// # Panics
+    /// When it is called a second time.
+    pub fn planned(&self, parts: impl Iterator<Item = (&'static str, u64)>, budget: Option<u64>) {
+        let opts = Opts::new("tarn_memory_bytes", "Bytes planned for each part of the memory");
+        let gauges = IntGaugeVec::new(opts, &["part"]).expect("a valid metric: this is a bug");
+        parts.for_each(|(part, bytes)| gauges.with_label_values(&[part]).set(bytes as i64));
+        self.registry.register(Box::new(gauges)).expect("a distinct metric: this is a bug");
+        if let Some(bytes) = budget {
+            let gauge = IntGauge::new("tarn_memory_budget_bytes", "Bytes that there are to plan with")
+                .expect("a valid metric: this is a bug");
+            gauge.set(bytes as i64);
+            self.registry.register(Box::new(gauge)).expect("a distinct metric: this is a bug");
+        }
+    }
+
     /// All of it in Prometheus' text form; what vLLM measures also under its names.
     #[must_use]
     pub fn render(&self, model: &str, engine: &[EngineSample]) -> String {
@@ -119,7 +138,8 @@ impl Metrics {
         let own = String::from_utf8_lossy(&bytes).into_owned();
         let mut out = String::new();
         let model = model.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
-        for line in own.lines().filter(|line| !line.contains("tarn_http_")) {
+        let only_ours = |line: &&str| line.contains("tarn_http_") || line.contains("tarn_memory_");
+        for line in own.lines().filter(|line| !only_ours(line)) {
             let _ = writeln!(out, "{}", under_vllms_name(line));
         }
         for sample in engine {
@@ -164,5 +184,20 @@ mod tests {
         assert!(text.contains("# TYPE vllm:time_to_first_token_seconds histogram"), "{text}");
         assert!(text.contains(r#"vllm:num_requests_running{model_name="tarn_\"x\"\\"} 1"#), "{text}");
         assert!(!text.contains("vllm:\\\"x"), "{text}");
+    }
+
+    #[test]
+    fn planned_memory_is_told_by_part_and_only_under_our_name() {
+        let metrics = Metrics::new();
+        metrics.planned([("weights", 7), ("kv_cache", 5)].into_iter(), Some(20));
+        let text = metrics.render("m", &[]);
+        for line in [
+            "tarn_memory_bytes{part=\"kv_cache\"} 5",
+            "tarn_memory_bytes{part=\"weights\"} 7",
+            "tarn_memory_budget_bytes 20",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+        }
+        assert!(!text.contains("vllm:memory"), "{text}");
     }
 }

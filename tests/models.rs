@@ -342,3 +342,14 @@ fn a_sharded_random_mixtral_gives_the_logits_of_transformers() {
         assert!(worst < 1e-4, "{} tokens: {worst}", row.ids.len());
     }
 }
+
+#[test]
+fn what_real_models_take_is_known_before_they_are_loaded() {
+    for name in ["smollm2.Q8_0.gguf", "smollm2.Q4_1.gguf", "random-mixtral"] {
+        let Some(path) = model(name) else { continue };
+        let source = ModelSource::open(&path).expect("opens");
+        let planned = source.footprint(DtypeChoice::Auto, false, 16, 1).expect("plans");
+        let decoder = load(&path, 1);
+        assert_eq!(planned.matrices, decoder.weight_bytes(), "{name}");
+    }
+}

@@ -5,7 +5,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 use tarn::model::{
-    Decoder, DtypeChoice, Encoder, Exec, ForwardBatch, KvCache, LoadOptions, ModelSource, SeqSpan,
+    Decoder, DtypeChoice, Encoder, Exec, ForwardBatch, KvCache, LoadOptions, ModelConfig, ModelSource,
+    SeqSpan,
 };
 
 use super::support::write_model;
@@ -124,4 +125,39 @@ fn encoders_give_the_vectors_of_transformers_alone_and_in_a_batch() {
         encoder.forward(&ids, &cu_seqlens, &mut vector).expect("forward");
         assert_eq!(vector, alone, "{name}: a batch changes bits");
     }
+}
+
+#[test]
+fn what_a_model_takes_is_known_before_it_is_loaded() {
+    let exact = |name: &str, config: &Value, dtype: DtypeChoice| {
+        let dir = tempfile::tempdir().expect("dir");
+        write_model(dir.path(), config, 1);
+        let source = ModelSource::open(dir.path()).expect("opens");
+        let planned = source.footprint(dtype, false, 128, 8).expect("plans");
+        let options = LoadOptions { dtype, ..options(1) };
+        match source.config() {
+            ModelConfig::Decoder(_) => {
+                let decoder = Decoder::load(&source, options).expect("loads");
+                assert_eq!(planned.matrices, decoder.weight_bytes(), "{name} {dtype:?}");
+            }
+            ModelConfig::Encoder(_) => {
+                let encoder = Encoder::load(&source, options).expect("loads");
+                assert_eq!(planned.matrices + planned.small, encoder.weight_bytes(), "{name} {dtype:?}");
+            }
+        }
+        assert!(planned.workspace > 0 && planned.small > 0);
+    };
+    let golden = golden();
+    for (name, model) in golden.decoders.iter().chain(&golden.encoders) {
+        for dtype in [DtypeChoice::Auto, DtypeChoice::F16] {
+            exact(name, &model.config, dtype);
+        }
+    }
+    let (name, model) = golden.decoders.iter().find(|(name, _)| *name == "mixtral").expect("a mixtral");
+    let dir = tempfile::tempdir().expect("dir");
+    write_model(dir.path(), &model.config, 1);
+    let source = ModelSource::open(dir.path()).expect("opens");
+    let planned = source.footprint(DtypeChoice::Auto, true, 128, 8).expect("plans");
+    let dummy = LoadOptions { dummy_weights: true, ..options(1) };
+    assert_eq!(planned.matrices, Decoder::load(&source, dummy).expect("loads").weight_bytes(), "{name}");
 }

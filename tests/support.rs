@@ -97,6 +97,18 @@ fn tensors(config: &Value) -> Vec<(String, Vec<usize>)> {
         add("embeddings.token_type_embeddings.weight".to_owned(), &[number("type_vocab_size"), hidden]);
         add("embeddings.LayerNorm.weight".to_owned(), &[hidden]);
         add("embeddings.LayerNorm.bias".to_owned(), &[hidden]);
+        let architecture = config["architectures"][0].as_str().unwrap_or_default();
+        if let Some(family) = architecture.strip_suffix("ForSequenceClassification") {
+            let (dense, out) = if family == "Bert" {
+                ("pooler.dense", "classifier")
+            } else {
+                ("classifier.dense", "classifier.out_proj")
+            };
+            for (name, n) in [(dense, hidden), (out, 1)] {
+                add(format!("{name}.weight"), &[n, hidden]);
+                add(format!("{name}.bias"), &[n]);
+            }
+        }
     } else {
         add("model.embed_tokens.weight".to_owned(), &[vocab, hidden]);
         add("model.norm.weight".to_owned(), &[hidden]);
@@ -135,6 +147,15 @@ pub(crate) fn write_model(dir: &Path, config: &Value, shards: usize) {
 
 /// Writes a small BERT embedder with a word-piece tokenizer that knows letters and digits.
 pub(crate) fn write_embedder(dir: &Path) {
+    write_bert(dir, "BertModel");
+}
+
+/// As [`write_embedder`], with a head of one label: a cross-encoder.
+pub(crate) fn write_reranker(dir: &Path) {
+    write_bert(dir, "BertForSequenceClassification");
+}
+
+fn write_bert(dir: &Path, architecture: &str) {
     let mut vocab: Vec<String> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"].map(str::to_owned).to_vec();
     for c in ('a'..='z').chain('0'..='9') {
         vocab.push(c.to_string());
@@ -142,7 +163,7 @@ pub(crate) fn write_embedder(dir: &Path) {
     }
     vocab.extend([".", ",", "-", ":", ";"].map(str::to_owned));
     let config = json!({
-        "architectures": ["BertModel"], "model_type": "bert", "hidden_size": 32, "intermediate_size": 48,
+        "architectures": [architecture], "id2label": {"0": "LABEL_0"}, "model_type": "bert", "hidden_size": 32, "intermediate_size": 48,
         "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": vocab.len(), "max_position_embeddings": 256,
         "type_vocab_size": 2, "hidden_act": "gelu", "layer_norm_eps": 1e-12, "pad_token_id": 0,
     });
@@ -156,7 +177,9 @@ pub(crate) fn write_embedder(dir: &Path) {
     let around = json!({"type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
             {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "pair": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
         "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
             "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}});
     let tokenizer = json!({

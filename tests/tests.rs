@@ -5,6 +5,8 @@ mod architecture;
 mod bad_input;
 mod corpora;
 mod crash;
+mod doctor;
 mod models;
+mod reranker;
 mod seeded;
 mod support;

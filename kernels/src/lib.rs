@@ -50,6 +50,7 @@ pub mod team;
 pub mod workspace;
 
 pub use buf::{Buf, DType, View, ViewMut, cast};
+pub use cpu::level_name;
 pub use embed_rows::{EmbeddingTable, embed_rows};
 pub use encoder_attention::encoder_attention;
 pub use error::{KernelError, Result};

@@ -24,7 +24,7 @@ pub(super) struct EmbedArgs {
 
 pub(super) fn run(settings: Settings, args: EmbedArgs) -> anyhow::Result<ExitCode> {
     let runtime = super::parts::runtime()?;
-    let (embed, _thread) = super::parts::embedder(&settings, None)?;
+    let (embed, _thread) = super::encoders::embedder(&settings, None, None)?;
     let kind = match (args.query, args.passage) {
         (true, _) => InputKind::Query,
         (_, true) => InputKind::Passage,

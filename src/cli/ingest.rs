@@ -28,7 +28,7 @@ pub(super) struct IngestArgs {
 pub(super) fn run(settings: Settings, args: IngestArgs) -> anyhow::Result<ExitCode> {
     let files = files_below(&args.files)?;
     let runtime = super::parts::runtime()?;
-    let (embed, _thread) = super::parts::embedder(&settings, None)?;
+    let (embed, _thread) = super::encoders::embedder(&settings, None, None)?;
     let pipeline = super::parts::pipeline(&settings, embed, super::parts::lakes(&settings)?)?;
     let terminal = std::io::stderr().is_terminal();
     let bar = if terminal { ProgressBar::new(files.len() as u64) } else { ProgressBar::hidden() };

@@ -1,12 +1,20 @@
 //! The command line: one file a command. Builds the parts from [`crate::config`] and runs them.
 
+mod adapters;
+mod doctor;
 mod embed;
+mod encoders;
 mod generate;
 mod ingest;
+mod machine_memory;
+mod memory_plan;
 pub mod models;
 mod parts;
+mod plan;
 mod query;
 mod serve;
+mod tokenizers;
+mod window;
 
 use std::process::ExitCode;
 
@@ -50,6 +58,10 @@ enum Command {
     ///
     /// Example: tarn models pull sentence-transformers/all-MiniLM-L6-v2
     Models(models::ModelsArgs),
+    /// Look at what would keep these settings from serving on this machine, and at the memory they take.
+    ///
+    /// Example: tarn doctor --model ./SmolLM2.gguf --embedder ./all-MiniLM-L6-v2 --lake ./lake
+    Doctor(doctor::DoctorArgs),
     /// Parse one untrusted document (Tarn runs this itself).
     #[command(hide = true)]
     ParseWorker,
@@ -75,7 +87,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let raw = cli.settings.with_file()?;
     // `models` works on repositories that are not there yet, so it must not resolve them.
     let raw = match &cli.command {
-        Command::Models(_) => RawSettings { model: None, embedder: None, ..raw },
+        Command::Models(_) => RawSettings { model: None, embedder: None, reranker: None, ..raw },
         _ => raw,
     };
     let settings = Settings::resolve(raw)?;
@@ -86,6 +98,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Query(args) => query::run(settings, args),
         Command::Generate(args) => generate::run(settings, args),
         Command::Embed(args) => embed::run(settings, args),
+        Command::Doctor(args) => doctor::run(settings, args),
         Command::Models(args) => {
             let (hub, token) = settings.hub;
             models::run(args, &models::ModelsSettings { models_dir: settings.models_dir, hub, token })?;

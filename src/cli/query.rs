@@ -8,6 +8,8 @@ use clap::Args;
 use crate::config::Settings;
 use crate::rag::{AnswerEvent, Mode, RagConfig, RagRequest, RagService};
 
+use super::plan::Roles;
+
 /// What to ask.
 #[derive(Debug, Args)]
 pub(super) struct QueryArgs {
@@ -22,6 +24,9 @@ pub(super) struct QueryArgs {
     /// vector, text or hybrid.
     #[arg(long, default_value = "hybrid")]
     mode: String,
+    /// Let --reranker order what was found.
+    #[arg(long)]
+    rerank: bool,
     /// Find passages only; needs no --model.
     #[arg(long)]
     no_answer: bool,
@@ -34,11 +39,14 @@ pub(super) fn run(settings: Settings, args: QueryArgs) -> anyhow::Result<ExitCod
     let mode: Mode = serde_json::from_value(serde_json::Value::String(args.mode.clone()))
         .map_err(|_| anyhow::anyhow!("--mode is `{}`, but must be vector, text or hybrid", args.mode))?;
     let runtime = super::parts::runtime()?;
-    let (embed, _embed_thread) = super::parts::embedder(&settings, None)?;
-    let (generator, _engine) = match args.no_answer {
-        true => (None, None),
-        false => {
-            let (generator, thread) = super::parts::generator(&settings, None)?;
+    let reranker = settings.reranker.as_ref().filter(|_| args.rerank);
+    let roles = Roles { generator: true, embedder: true, reranker: reranker.is_some() };
+    let window = (!args.no_answer).then(|| super::plan::window(&settings, roles)).transpose()?;
+    let (embed, _embed_thread) = super::encoders::embedder(&settings, None, reranker)?;
+    let (generator, _engine) = match window {
+        None => (None, None),
+        Some(window) => {
+            let (generator, thread) = super::parts::generator(&settings, window, None)?;
             (Some(generator), Some(thread))
         }
     };
@@ -46,6 +54,7 @@ pub(super) fn run(settings: Settings, args: QueryArgs) -> anyhow::Result<ExitCod
     let mut request = RagRequest::new(args.customer, args.question);
     request.retrieve.top_k = args.top_k;
     request.retrieve.mode = mode;
+    request.retrieve.rerank = args.rerank;
     request.generate = !args.no_answer;
     runtime.block_on(async {
         let mut stream = rag.answer(request).await?;

@@ -56,6 +56,30 @@ pub enum ConfigError {
         /// What would be accepted.
         expected: &'static str,
     },
+    /// An adapter was named in a way that means nothing.
+    #[error("--lora-modules `{given}`: {message}")]
+    LoraModule {
+        /// What was typed.
+        given: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A folder that must exist does not.
+    #[error("--{flag} `{}` is not a folder: create it, or name another", given.display())]
+    NoFolder {
+        /// The flag.
+        flag: &'static str,
+        /// What was typed.
+        given: PathBuf,
+    },
+    /// Two settings say the same in different ways.
+    #[error("--{one} and --{other} say the same: leave one out")]
+    Both {
+        /// A flag.
+        one: &'static str,
+        /// Another.
+        other: &'static str,
+    },
     /// Beyond loopback without a key.
     #[error(
         "refusing to listen on {listen} without an API key: anyone who can reach this address could read every \

@@ -7,12 +7,17 @@
 //!
 //! Nothing else in Tarn reads the environment or a settings file.
 
+mod byte_size;
 mod error;
+mod lora;
 mod raw;
 mod settings;
 
+pub use byte_size::ByteSize;
 pub use error::ConfigError;
+pub use lora::{LoraModule, LoraSettings};
 pub use raw::RawSettings;
 pub use settings::{
-    EmbedSettings, EngineSettings, IngestSettings, ModelLocation, ModelSettings, ServerSettings, Settings,
+    EmbedSettings, EngineSettings, IngestSettings, ModelLocation, ModelSettings, RerankSettings,
+    ServerSettings, Settings,
 };

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
-use super::ConfigError;
+use super::{ByteSize, ConfigError};
 
 macro_rules! raw_settings {
     ($( $(#[doc = $doc:literal])+ $(#[arg($($arg:tt)*)])? $name:ident : $ty:ty ),+ $(,)?) => {
@@ -48,6 +48,14 @@ raw_settings! {
     /// What stands before a passage when it is embedded (default: e5's `passage: ` for e5 models, else nothing).
     #[arg(long, env = "TARN_PASSAGE_PREFIX", value_name = "TEXT", global = true)]
     passage_prefix: String,
+    /// The model that scores pairs of question and passage: a BERT or XLM-R cross-encoder's folder, or a pulled
+    /// repository.
+    #[arg(long, env = "TARN_RERANKER", value_name = "PATH_OR_REPO", global = true)]
+    reranker: String,
+    /// How question and passage become one text, with {query} and {document}, `\n` for a new line (default: the
+    /// tokenizer's own form of a pair).
+    #[arg(long, env = "TARN_RERANK_TEMPLATE", value_name = "TEXT", global = true)]
+    rerank_template: String,
     /// The folder that holds the lake (default: ./lake).
     #[arg(long, env = "TARN_LAKE", value_name = "DIR", global = true)]
     lake: PathBuf,
@@ -66,9 +74,29 @@ raw_settings! {
     /// The longest prompt plus answer, in tokens (default: the model's own, at most 8192).
     #[arg(long, env = "TARN_MAX_MODEL_LEN", value_name = "TOKENS", global = true)]
     max_model_len: usize,
-    /// Memory for the KV cache in MiB (default: 8 sequences of full length, at most 512 or one of them).
+    /// Memory for the KV cache, in bytes or such as 4GiB (default: 8 sequences of full length, at most 512 MiB or one
+    /// of them, and at most what is left).
+    #[arg(long, env = "TARN_KV_CACHE_BYTES", value_name = "SIZE", global = true)]
+    kv_cache_bytes: ByteSize,
+    /// The same in MiB.
     #[arg(long, env = "TARN_KV_CACHE_MB", value_name = "MIB", global = true)]
     kv_cache_mb: usize,
+    /// The part of the machine's (or its control group's) memory that this process may plan with (default: 0.9).
+    #[arg(long, env = "TARN_MEMORY_UTILIZATION", value_name = "PART", global = true)]
+    memory_utilization: f64,
+    /// Adapters to load at start: NAME=PATH, `,pinned` keeps one in memory; several with blanks or commas, or vLLM's
+    /// JSON `{"name": …, "path": …}`.
+    #[arg(long, env = "TARN_LORA_MODULES", value_name = "NAME=PATH", num_args = 1.., global = true)]
+    lora_modules: Vec<String>,
+    /// Most adapters in memory; the least recently used makes room (default: 8).
+    #[arg(long, env = "TARN_MAX_LORAS", value_name = "N", global = true)]
+    max_loras: usize,
+    /// The largest rank of an adapter (default: 64).
+    #[arg(long, env = "TARN_MAX_LORA_RANK", value_name = "R", global = true)]
+    max_lora_rank: usize,
+    /// The folder from inside which adapters may be loaded while the server runs (default: none may).
+    #[arg(long, env = "TARN_LORA_DIR", value_name = "DIR", global = true)]
+    lora_dir: PathBuf,
     /// Most sequences in one engine step (default: 64).
     #[arg(long, env = "TARN_MAX_NUM_SEQS", value_name = "N", global = true)]
     max_num_seqs: usize,

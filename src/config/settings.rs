@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{ConfigError, RawSettings};
+use super::{ConfigError, LoraSettings, RawSettings};
 use crate::lake::{FailAction, FailStep, Failpoints};
 use crate::model::DtypeChoice;
 
@@ -15,6 +15,12 @@ pub struct Settings {
     pub model: Option<ModelSettings>,
     /// The embedder, if one was named.
     pub embedder: Option<EmbedSettings>,
+    /// The model that scores pairs, if one was named.
+    pub reranker: Option<RerankSettings>,
+    /// Adapters.
+    pub lora: LoraSettings,
+    /// The part of the memory that this process may plan with.
+    pub memory_utilization: f64,
     /// The lake's folder.
     pub lake: PathBuf,
     /// How long replaced and deleted versions stay.
@@ -68,6 +74,15 @@ pub struct EmbedSettings {
     pub query_prefix: Option<String>,
     /// What stands before a passage, if set.
     pub passage_prefix: Option<String>,
+}
+
+/// The model that scores pairs.
+#[derive(Debug, Clone)]
+pub struct RerankSettings {
+    /// Files and name.
+    pub location: ModelLocation,
+    /// How question and passage become one text; `None`: the tokenizer's own form of a pair.
+    pub template: Option<String>,
 }
 
 /// The engine's limits.
@@ -148,9 +163,37 @@ impl Settings {
             }),
             None => None,
         };
+        let reranker = match &raw.reranker {
+            Some(given) => Some(RerankSettings {
+                location: locate("reranker", given, None, &models_dir)?,
+                template: raw.rerank_template.as_deref().map(rerank_template).transpose()?,
+            }),
+            None => None,
+        };
+        let lora = LoraSettings::resolve(&raw)?;
+        if let Some(model) = &model
+            && let Some(module) = lora.modules.iter().find(|module| module.name == model.location.name)
+        {
+            return Err(ConfigError::LoraModule {
+                given: module.name.clone(),
+                message: "the base model has this name: choose another, or set --served-model-name"
+                    .to_owned(),
+            });
+        }
+        let memory_utilization = raw.memory_utilization.unwrap_or(0.9);
+        if !(0.01..=1.0).contains(&memory_utilization) {
+            return Err(ConfigError::OutOfRange {
+                flag: "memory-utilization",
+                given: memory_utilization.to_string(),
+                expected: "a part of the memory, 0.01 to 1",
+            });
+        }
         Ok(Settings {
             model,
             embedder,
+            reranker,
+            lora,
+            memory_utilization,
             lake: raw.lake.clone().unwrap_or_else(|| PathBuf::from("lake")),
             retention: Duration::from_secs(u64::from(raw.retention_days.unwrap_or(7)) * 86_400),
             failpoints: failpoints(raw.failpoint.as_deref())?,
@@ -226,14 +269,35 @@ fn engine(raw: &RawSettings) -> Result<EngineSettings, ConfigError> {
     }
     Ok(EngineSettings {
         max_model_len: raw.max_model_len,
-        kv_cache_bytes: raw
-            .kv_cache_mb
-            .map(|mb| in_range("kv-cache-mb", mb, 1, 1 << 24, "1 to 16777216").map(|mb| mb << 20))
-            .transpose()?,
+        kv_cache_bytes: kv_cache_bytes(raw)?,
         max_num_seqs,
         max_num_batched_tokens: batched,
         max_waiting: in_range("max-waiting", raw.max_waiting.unwrap_or(1024), 1, 1 << 20, "1 to 1048576")?,
         prefix_cache: raw.prefix_cache.unwrap_or(true),
+    })
+}
+
+fn kv_cache_bytes(raw: &RawSettings) -> Result<Option<usize>, ConfigError> {
+    match (raw.kv_cache_bytes, raw.kv_cache_mb) {
+        (Some(_), Some(_)) => Err(ConfigError::Both { one: "kv-cache-bytes", other: "kv-cache-mb" }),
+        (Some(bytes), None) => {
+            let bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
+            in_range("kv-cache-bytes", bytes, 1, 1 << 44, "1 to 17592186044416").map(Some)
+        }
+        (None, Some(mb)) => in_range("kv-cache-mb", mb, 1, 1 << 24, "1 to 16777216").map(|mb| Some(mb << 20)),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A template names both texts; `\n`, which a shell's line can hardly hold otherwise, is a new line.
+fn rerank_template(given: &str) -> Result<String, ConfigError> {
+    if given.matches("{query}").count() == 1 && given.matches("{document}").count() == 1 {
+        return Ok(given.replace("\\n", "\n"));
+    }
+    Err(ConfigError::OutOfRange {
+        flag: "rerank-template",
+        given: given.to_owned(),
+        expected: "a text with {query} and {document}, each once",
     })
 }
 
@@ -281,7 +345,7 @@ fn resolve_address(given: &str) -> Option<SocketAddr> {
     given.parse().ok().or_else(|| given.to_socket_addrs().ok()?.next())
 }
 
-fn in_range(
+pub(super) fn in_range(
     flag: &'static str,
     given: usize,
     low: usize,
@@ -351,6 +415,28 @@ mod tests {
         let raw = RawSettings { model: Some("org/none".to_owned()), ..RawSettings::default() };
         let message = resolve(raw).expect_err("refused").to_string();
         assert!(message.contains("tarn models pull org/none"), "{message}");
+    }
+
+    #[test]
+    fn the_caches_size_is_given_once_in_bytes_or_mib() {
+        let bytes = |bytes: Option<&str>, mb| {
+            let bytes = bytes.map(|text| text.parse().expect("a size"));
+            let raw = RawSettings { kv_cache_bytes: bytes, kv_cache_mb: mb, ..RawSettings::default() };
+            resolve(raw).map(|settings| settings.engine.kv_cache_bytes)
+        };
+        assert_eq!(bytes(Some("1GiB"), None).expect("resolves"), Some(1 << 30));
+        assert_eq!(bytes(None, Some(3)).expect("resolves"), Some(3 << 20));
+        assert!(matches!(bytes(Some("1GiB"), Some(3)), Err(ConfigError::Both { .. })));
+        assert!(bytes(Some("0"), None).is_err());
+    }
+
+    #[test]
+    fn a_template_for_pairs_names_both_texts() {
+        assert_eq!(
+            rerank_template(r"Query: {query}\nSentence: {document}").expect("valid"),
+            "Query: {query}\nSentence: {document}"
+        );
+        assert!(rerank_template("{query}").is_err() && rerank_template("{query}{query}{document}").is_err());
     }
 
     #[test]

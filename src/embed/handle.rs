@@ -6,7 +6,9 @@ use std::sync::mpsc;
 
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::text::{TextError, Tokenizer};
+use crate::text::{EncoderInput, TextError, Tokenizer};
+
+use super::rerank::Reranker;
 
 /// What a text is for; e5 models put different words before queries and passages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,14 +67,27 @@ pub enum EmbedError {
         /// Why.
         message: String,
     },
+    /// Pairs to score, and nothing that scores them.
+    #[error("no model that reranks is loaded; start with --reranker")]
+    NoReranker,
     /// The thread has ended.
     #[error("the embedder has stopped")]
     Stopped,
 }
 
+/// Which of the thread's networks a job is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Network {
+    /// Makes a vector of each text.
+    Embedder,
+    /// Makes one number of each pair.
+    Reranker,
+}
+
 /// Some texts as token ids, and where their vectors go.
 pub(super) struct Job {
-    pub(super) texts: Vec<Vec<u32>>,
+    pub(super) texts: Vec<EncoderInput>,
+    pub(super) network: Network,
     pub(super) priority: Priority,
     pub(super) reply: oneshot::Sender<Result<Vec<Vec<f32>>, EmbedError>>,
 }
@@ -84,6 +99,9 @@ pub(super) struct Shared {
     /// Bounds the texts that are tokenized or wait, so that callers feel back-pressure.
     pub(super) permits: Semaphore,
     pub(super) tokens: AtomicUsize,
+    pub(super) reranker: Option<Reranker>,
+    /// Tokens that the reranker computed.
+    pub(super) reranked: AtomicUsize,
 }
 
 /// Texts of one call that may wait at a time.
@@ -123,9 +141,7 @@ impl EmbedHandle {
                 Some(self.shared.permits.acquire_many(permits).await.map_err(|_| EmbedError::Stopped)?)
             }
         };
-        let (reply, answer) = oneshot::channel();
-        self.jobs.send(Job { texts: ids, priority, reply }).map_err(|_| EmbedError::Stopped)?;
-        answer.await.map_err(|_| EmbedError::Stopped)?
+        self.vectors(ids, priority).await
     }
 
     /// As [`EmbedHandle::embed`], for token ids that the caller made.
@@ -139,8 +155,14 @@ impl EmbedHandle {
     ) -> Result<Vec<Vec<f32>>, EmbedError> {
         let max = self.shared.info.max_tokens;
         ids.iter_mut().for_each(|ids| ids.truncate(max));
+        self.vectors(ids, priority).await
+    }
+
+    async fn vectors(&self, ids: Vec<Vec<u32>>, priority: Priority) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let texts = ids.into_iter().map(|ids| EncoderInput { ids, types: Vec::new() }).collect();
         let (reply, answer) = oneshot::channel();
-        self.jobs.send(Job { texts: ids, priority, reply }).map_err(|_| EmbedError::Stopped)?;
+        let job = Job { texts, network: Network::Embedder, priority, reply };
+        self.jobs.send(job).map_err(|_| EmbedError::Stopped)?;
         answer.await.map_err(|_| EmbedError::Stopped)?
     }
 

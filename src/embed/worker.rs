@@ -12,7 +12,8 @@ use tokio::sync::Semaphore;
 use crate::model::Encoder;
 use crate::text::Tokenizer;
 
-use super::handle::{EmbedError, EmbedHandle, EmbedderInfo, Job, MAX_WAITING, Priority, Shared};
+use super::handle::{EmbedError, EmbedHandle, EmbedderInfo, Job, MAX_WAITING, Network, Priority, Shared};
+use super::rerank::{PairScorer, Reranker, RerankerParts};
 
 /// Limits of the thread.
 #[derive(Debug, Clone, Copy)]
@@ -65,11 +66,31 @@ pub fn start<E: PooledEncoder + 'static>(
     info: EmbedderInfo,
     build: impl FnOnce() -> Result<E, String> + Send + 'static,
 ) -> Result<(EmbedHandle, EmbedThread), EmbedError> {
+    start_with_reranker(config, tokenizer, info, build, None)
+}
+
+/// As [`start`], with a reranker on the same thread.
+///
+/// # Errors
+/// [`EmbedError::Start`] with what `build`, or the reranker's own, said.
+pub fn start_with_reranker<E: PooledEncoder + 'static>(
+    config: EmbedConfig,
+    tokenizer: Tokenizer,
+    info: EmbedderInfo,
+    build: impl FnOnce() -> Result<E, String> + Send + 'static,
+    reranker: Option<RerankerParts>,
+) -> Result<(EmbedHandle, EmbedThread), EmbedError> {
+    let (reranker, build_reranker) = match reranker {
+        Some(RerankerParts { info, tokenizer, build }) => (Some(Reranker { info, tokenizer }), Some(build)),
+        None => (None, None),
+    };
     let shared = Arc::new(Shared {
         info,
         tokenizer,
         permits: Semaphore::new(MAX_WAITING),
         tokens: AtomicUsize::new(0),
+        reranker,
+        reranked: AtomicUsize::new(0),
     });
     let (jobs, receiver) = mpsc::channel();
     let (ready, started) = mpsc::sync_channel(1);
@@ -79,13 +100,13 @@ pub fn start<E: PooledEncoder + 'static>(
     let thread = std::thread::Builder::new()
         .name("tarn-embed".to_owned())
         .spawn(move || {
-            let built =
-                catch_unwind(AssertUnwindSafe(build)).unwrap_or_else(|_| Err("it panicked".to_owned()));
+            let all = || Ok((build()?, build_reranker.map(|build| build()).transpose()?));
+            let built = catch_unwind(AssertUnwindSafe(all)).unwrap_or_else(|_| Err("it panicked".to_owned()));
             match built {
-                Ok(encoder) => {
+                Ok((encoder, reranker)) => {
                     let _ = ready.send(Ok(()));
-                    Worker { encoder, receiver, counter, dim, max_batch_tokens: config.max_batch_tokens }
-                        .run();
+                    let max_batch_tokens = config.max_batch_tokens;
+                    Worker { encoder, reranker, receiver, counter, dim, max_batch_tokens }.run();
                 }
                 Err(message) => {
                     let _ = ready.send(Err(message));
@@ -107,6 +128,7 @@ struct Open {
 
 struct Worker<E> {
     encoder: E,
+    reranker: Option<Box<dyn PairScorer>>,
     receiver: Receiver<Job>,
     counter: Weak<Shared>,
     dim: usize,
@@ -137,29 +159,47 @@ impl<E: PooledEncoder> Worker<E> {
         if batch.is_empty() {
             return;
         }
-        let (mut ids, mut cu_seqlens) = (Vec::new(), vec![0]);
+        // A pass has jobs of one priority for one network.
+        let first = &open[batch[0].0].job;
+        let (network, bulk) = (first.network, first.priority == Priority::Bulk);
+        let (mut ids, mut types, mut cu_seqlens) = (Vec::new(), Vec::new(), vec![0]);
         for (job, text) in &batch {
-            ids.extend_from_slice(&open[*job].job.texts[*text]);
+            let input = &open[*job].job.texts[*text];
+            ids.extend_from_slice(&input.ids);
+            types.extend_from_slice(&input.types);
             cu_seqlens.push(ids.len() as u32);
         }
         let mut out = Vec::new();
-        let encoder = &mut self.encoder;
-        // A pass has jobs of one priority.
-        let bulk = open[batch[0].0].job.priority == Priority::Bulk;
-        let result = catch_unwind(AssertUnwindSafe(|| match bulk {
-            true => encoder.forward_bulk(&ids, &cu_seqlens, &mut out),
-            false => encoder.forward(&ids, &cu_seqlens, &mut out),
+        let (encoder, reranker) = (&mut self.encoder, &mut self.reranker);
+        let result = catch_unwind(AssertUnwindSafe(|| match (network, reranker, bulk) {
+            (Network::Embedder, _, true) => encoder.forward_bulk(&ids, &cu_seqlens, &mut out),
+            (Network::Embedder, _, false) => encoder.forward(&ids, &cu_seqlens, &mut out),
+            (Network::Reranker, Some(scorer), true) => scorer.score_bulk(&ids, &types, &cu_seqlens, &mut out),
+            (Network::Reranker, Some(scorer), false) => scorer.score(&ids, &types, &cu_seqlens, &mut out),
+            (Network::Reranker, None, _) => Err("there is no reranker".to_owned()),
         }))
         .unwrap_or_else(|_| Err("the forward pass panicked".to_owned()));
+        let width = match network {
+            Network::Embedder => self.dim.max(1),
+            Network::Reranker => 1,
+        };
         if let Some(shared) = self.counter.upgrade() {
-            shared.tokens.fetch_add(ids.len(), Ordering::Relaxed);
+            let counter = match network {
+                Network::Embedder => &shared.tokens,
+                Network::Reranker => &shared.reranked,
+            };
+            counter.fetch_add(ids.len(), Ordering::Relaxed);
         }
         match result {
             Ok(()) => {
-                for ((job, text), vector) in batch.iter().zip(out.chunks_exact(self.dim.max(1))) {
+                for ((job, text), vector) in batch.iter().zip(out.chunks_exact(width)) {
                     let one = &mut open[*job];
                     one.vectors[*text] = Some(vector.to_vec());
                     one.left -= 1;
+                }
+                // A long job, such as many passages to rerank, must not keep a query that came after it waiting.
+                if !bulk && let Some(served) = open.remove(batch[0].0) {
+                    open.push_back(served);
                 }
             }
             Err(message) => {
@@ -194,20 +234,21 @@ fn take(job: Job, open: &mut VecDeque<Open>) {
     open.push_back(Open { vectors: vec![None; count], left: count, job });
 }
 
-/// Which `(job, text)` go into the next pass: jobs in order, interactive ones first, within a job the longest left.
+/// Which `(job, text)` go into the next pass: jobs of one network in order, interactive ones first, within a job the
+/// longest left.
 fn choose(open: &VecDeque<Open>, max_tokens: usize) -> Vec<(usize, usize)> {
     let mut jobs: Vec<usize> = (0..open.len()).collect();
     jobs.sort_by_key(|job| open[*job].job.priority == Priority::Bulk);
     let Some(first) = jobs.first() else { return Vec::new() };
-    let priority = open[*first].job.priority;
+    let kind = (open[*first].job.priority, open[*first].job.network);
     let (mut batch, mut tokens) = (Vec::new(), 0);
-    for job in jobs.into_iter().filter(|job| open[*job].job.priority == priority) {
+    for job in jobs.into_iter().filter(|job| (open[*job].job.priority, open[*job].job.network) == kind) {
         let one = &open[job];
         let mut texts: Vec<usize> =
             (0..one.vectors.len()).filter(|text| one.vectors[*text].is_none()).collect();
-        texts.sort_by_key(|text| std::cmp::Reverse(one.job.texts[*text].len()));
+        texts.sort_by_key(|text| std::cmp::Reverse(one.job.texts[*text].ids.len()));
         for text in texts {
-            let len = one.job.texts[text].len();
+            let len = one.job.texts[text].ids.len();
             if !batch.is_empty() && tokens + len > max_tokens {
                 continue;
             }
@@ -222,60 +263,4 @@ fn choose(open: &VecDeque<Open>, max_tokens: usize) -> Vec<(usize, usize)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::embed::InputKind;
-    use crate::testing::fake_embedder;
-
-    #[tokio::test]
-    async fn vectors_come_in_the_order_of_the_texts_whatever_their_lengths() {
-        let (handle, _thread) = fake_embedder(16);
-        let texts: Vec<String> =
-            (0..50).map(|at| "wort ".repeat(1 + at * 7 % 23) + &at.to_string()).collect();
-        let all = handle.embed(InputKind::Passage, texts.clone(), Priority::Bulk).await.expect("embeds");
-        for (text, vector) in texts.iter().zip(&all) {
-            let alone = handle.embed(InputKind::Passage, vec![text.clone()], Priority::Interactive).await;
-            assert_eq!(alone.expect("embeds")[0], *vector);
-        }
-        assert!(handle.embed(InputKind::Raw, Vec::new(), Priority::Bulk).await.expect("embeds").is_empty());
-    }
-
-    #[tokio::test]
-    async fn an_encoder_that_cannot_be_built_says_why() {
-        let (handle, _thread) = fake_embedder(4);
-        let failed = start(
-            EmbedConfig { max_batch_tokens: 8 },
-            handle.tokenizer().clone(),
-            handle.info().clone(),
-            || Err::<Encoder, _>("no weights".to_owned()),
-        );
-        assert_eq!(failed.expect_err("fails").to_string(), "the embedder could not start: no weights");
-    }
-
-    /// Says by its vectors which way it was called.
-    struct Telltale;
-
-    impl PooledEncoder for Telltale {
-        fn forward(&mut self, _: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
-            out.resize((cu_seqlens.len() - 1) * 4, 1.0);
-            Ok(())
-        }
-
-        fn forward_bulk(&mut self, _: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
-            out.resize((cu_seqlens.len() - 1) * 4, 2.0);
-            Ok(())
-        }
-    }
-
-    #[tokio::test]
-    async fn only_bulk_jobs_make_way() {
-        let (fake, _fake_thread) = fake_embedder(4);
-        let config = EmbedConfig { max_batch_tokens: 8 };
-        let (handle, _thread) =
-            start(config, fake.tokenizer().clone(), fake.info().clone(), || Ok(Telltale)).expect("starts");
-        for (priority, expected) in [(Priority::Interactive, 1.0), (Priority::Bulk, 2.0)] {
-            let vectors = handle.embed(InputKind::Raw, vec!["wort".to_owned()], priority).await;
-            assert_eq!(vectors.expect("embeds"), [[expected; 4]]);
-        }
-    }
-}
+mod tests;

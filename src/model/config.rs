@@ -130,6 +130,33 @@ pub enum Activation {
     Relu,
 }
 
+/// What scores a text, above the token states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadStyle {
+    /// BERT: the pooler (dense, tanh) on the first token, then `classifier`.
+    Pooler,
+    /// RoBERTa and XLM-R: `classifier.dense`, tanh, `classifier.out_proj`, on the first token.
+    Classifier,
+}
+
+/// How a logit becomes a score.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoreScale {
+    /// Between 0 and 1.
+    Sigmoid,
+    /// As it is.
+    Logit,
+}
+
+/// A head of one label: a cross-encoder's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScoringHead {
+    /// Its layers.
+    pub style: HeadStyle,
+    /// What sentence-transformers, and vLLM with it, make of its logit.
+    pub scale: ScoreScale,
+}
+
 /// A BERT or XLM-R.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EncoderConfig {
@@ -161,6 +188,19 @@ pub struct EncoderConfig {
     pub pooling: tarn_kernels::Pooling,
     /// Whether vectors are brought to norm 1.
     pub normalize: bool,
+    /// What scores pairs; `None` for an embedder.
+    pub head: Option<ScoringHead>,
+}
+
+impl ScoreScale {
+    /// The score that `logit` means.
+    #[must_use]
+    pub fn of(self, logit: f32) -> f32 {
+        match self {
+            ScoreScale::Sigmoid => 1.0 / (1.0 + (-logit).exp()),
+            ScoreScale::Logit => logit,
+        }
+    }
 }
 
 impl DecoderConfig {

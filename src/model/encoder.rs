@@ -10,10 +10,11 @@ use tarn_kernels::{
 
 use super::config::{Activation, EncoderConfig, ModelConfig, PositionStyle};
 use super::error::{ModelError, Result};
+use super::scoring_head::ScoringLayers;
 use super::source::ModelSource;
 use super::weights::{LoadOptions, LoadProgress, Tensors};
 
-/// A loaded embedder.
+/// A loaded embedder or reranker.
 #[derive(Debug)]
 pub struct Encoder {
     config: EncoderConfig,
@@ -23,6 +24,7 @@ pub struct Encoder {
     types: Option<EmbeddingTable>,
     norm: Norm,
     layers: Vec<Layer>,
+    head: Option<ScoringLayers>,
     state: State,
     max_tokens: usize,
     gate: Option<Arc<Gate>>,
@@ -63,6 +65,13 @@ struct State {
     position_ids: Vec<u32>,
     zeros: Vec<u32>,
     ws: Workspace,
+}
+
+/// The packed tokens of a pass; no types: all of the first.
+#[derive(Clone, Copy)]
+struct Tokens<'a> {
+    ids: &'a [u32],
+    types: &'a [u32],
 }
 
 impl Encoder {
@@ -126,7 +135,12 @@ impl Encoder {
             }
         }
         let max_tokens = options.max_num_batched_tokens.max(config.max_tokens);
+        let head = match config.head {
+            Some(head) => Some(ScoringLayers::load(&tensors, head.style, hidden, max_tokens, target)?),
+            None => None,
+        };
         Ok(Encoder {
+            head,
             words: table("word_embeddings", config.vocab)?,
             positions: table("position_embeddings", config.position_rows)?,
             types: (config.type_rows > 0)
@@ -154,6 +168,21 @@ impl Encoder {
         self.config.hidden
     }
 
+    /// Memory of the weights in bytes.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let tables = [Some(&self.words), Some(&self.positions), self.types.as_ref()];
+        let layers: usize = self
+            .layers
+            .iter()
+            .flat_map(|layer| [&layer.qkv, &layer.output, &layer.up, &layer.down])
+            .map(|dense| dense.weight.bytes() + 4 * dense.bias.len())
+            .sum();
+        let norms = 8 * self.config.hidden * (2 * self.layers.len() + 1);
+        let head = self.head.as_ref().map_or(0, ScoringLayers::weight_bytes);
+        tables.into_iter().flatten().map(EmbeddingTable::bytes).sum::<usize>() + layers + norms + head
+    }
+
     /// Most tokens of one forward pass, over all sequences.
     #[must_use]
     pub fn max_batch_tokens(&self) -> usize {
@@ -166,7 +195,8 @@ impl Encoder {
     /// # Errors
     /// [`ModelError::Batch`] when the batch is larger than the encoder was sized for or a sequence is too long.
     pub fn forward(&mut self, input_ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
-        self.pass(input_ids, cu_seqlens, out, None)
+        self.states(Tokens { ids: input_ids, types: &[] }, cu_seqlens, None)?;
+        self.pool(input_ids.len(), cu_seqlens, out)
     }
 
     /// As [`Encoder::forward`], for work that nobody waits for: before each layer it makes way for whoever holds the
@@ -176,7 +206,40 @@ impl Encoder {
     /// As [`Encoder::forward`].
     pub fn forward_bulk(&mut self, input_ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
         let gate = self.gate.clone();
-        self.pass(input_ids, cu_seqlens, out, gate.as_deref())
+        self.states(Tokens { ids: input_ids, types: &[] }, cu_seqlens, gate.as_deref())?;
+        self.pool(input_ids.len(), cu_seqlens, out)
+    }
+
+    /// Logits `[sequences]` of the head on the sequences `cu_seqlens[i]..cu_seqlens[i + 1]`, written to `out`.
+    /// `type_ids` `[tokens]` say which text of a pair a token is of; where it is empty all are of the first.
+    ///
+    /// # Errors
+    /// [`ModelError::Batch`] as [`Encoder::forward`], for a sequence without a token, and where there is no head.
+    pub fn score(
+        &mut self,
+        input_ids: &[u32],
+        type_ids: &[u32],
+        cu_seqlens: &[u32],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        self.states(Tokens { ids: input_ids, types: type_ids }, cu_seqlens, None)?;
+        self.logits(cu_seqlens, out)
+    }
+
+    /// As [`Encoder::score`], making way as [`Encoder::forward_bulk`] does.
+    ///
+    /// # Errors
+    /// As [`Encoder::score`].
+    pub fn score_bulk(
+        &mut self,
+        input_ids: &[u32],
+        type_ids: &[u32],
+        cu_seqlens: &[u32],
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let gate = self.gate.clone();
+        self.states(Tokens { ids: input_ids, types: type_ids }, cu_seqlens, gate.as_deref())?;
+        self.logits(cu_seqlens, out)
     }
 
     /// The gate that [`Encoder::forward_bulk`] waits at.
@@ -184,16 +247,14 @@ impl Encoder {
         self.gate = Some(gate);
     }
 
-    fn pass(
-        &mut self,
-        input_ids: &[u32],
-        cu_seqlens: &[u32],
-        out: &mut Vec<f32>,
-        gate: Option<&Gate>,
-    ) -> Result<()> {
+    /// Runs the layers; the token states are then in `self.state.x`.
+    fn states(&mut self, tokens: Tokens<'_>, cu_seqlens: &[u32], gate: Option<&Gate>) -> Result<()> {
+        let Tokens { ids: input_ids, types: type_ids } = tokens;
         let tokens = input_ids.len();
-        let sequences = cu_seqlens.len().saturating_sub(1);
         self.check(tokens, cu_seqlens)?;
+        if !type_ids.is_empty() && type_ids.len() != tokens {
+            return Err(ModelError::Batch { what: format!("{tokens} tokens, {} type ids", type_ids.len()) });
+        }
         let (exec, state, config) = (&self.exec, &mut self.state, &self.config);
         let first = if let PositionStyle::Offset(offset) = config.positions { offset as u32 } else { 0 };
         for pair in cu_seqlens.windows(2) {
@@ -205,7 +266,8 @@ impl Encoder {
         embed_rows(exec, &state.position_ids[..tokens], &self.positions, state.extra.head_mut(tokens)?)?;
         add(state.extra.as_f32()?, state.x.as_f32_mut()?, tokens * config.hidden);
         if let Some(types) = &self.types {
-            embed_rows(exec, &state.zeros[..tokens], types, state.extra.head_mut(tokens)?)?;
+            let type_ids = if type_ids.is_empty() { &state.zeros[..tokens] } else { type_ids };
+            embed_rows(exec, type_ids, types, state.extra.head_mut(tokens)?)?;
             add(state.extra.as_f32()?, state.x.as_f32_mut()?, tokens * config.hidden);
         }
         let norm = &self.norm;
@@ -225,11 +287,24 @@ impl Encoder {
             }
             layer.forward(exec, config, state, tokens, cu_seqlens)?;
         }
+        Ok(())
+    }
+
+    /// One vector a sequence from the token states.
+    fn pool(&self, tokens: usize, cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        let (config, sequences) = (&self.config, cu_seqlens.len() - 1);
         out.clear();
         out.resize(sequences * config.hidden, 0.0);
         let view = ViewMut::new(out, sequences, config.hidden)?;
-        pool(exec, state.x.head(tokens)?, cu_seqlens, config.pooling, config.normalize, view)?;
+        pool(&self.exec, self.state.x.head(tokens)?, cu_seqlens, config.pooling, config.normalize, view)?;
         Ok(())
+    }
+
+    fn logits(&mut self, cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
+        match &mut self.head {
+            Some(head) => head.logits(&self.exec, &mut self.state.ws, &self.state.x, cu_seqlens, out),
+            None => Err(ModelError::Batch { what: "pairs to score, and a model without a head".to_owned() }),
+        }
     }
 
     fn check(&self, tokens: usize, cu_seqlens: &[u32]) -> Result<()> {

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::config::{
-    Activation, DecoderConfig, EncoderConfig, ModelConfig, MoeConfig, PositionStyle, RopeConfig, RopeScaling,
+    Activation, DecoderConfig, EncoderConfig, HeadStyle, ModelConfig, MoeConfig, PositionStyle, RopeConfig,
+    RopeScaling, ScoreScale, ScoringHead,
 };
 use super::error::{ModelError, Result};
 
@@ -47,17 +48,18 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
     match architecture.as_str() {
         "LlamaForCausalLM" | "MistralForCausalLM" | "MixtralForCausalLM" | "llama" | "mistral"
         | "mixtral" => decoder(&json, architecture)?.check().map(ModelConfig::Decoder),
-        name if name.ends_with("ForSequenceClassification") || name.ends_with("ForTokenClassification") => {
-            Err(ModelError::UnsupportedConfig {
-                field: "architectures",
-                value: architecture,
-                expected:
-                    "it classifies or scores texts; an embedder has no such head (BertModel, XLMRobertaModel)"
-                        .to_owned(),
-            })
-        }
+        name if name.ends_with("ForTokenClassification") => Err(ModelError::UnsupportedConfig {
+            field: "architectures",
+            value: architecture,
+            expected:
+                "it labels tokens; an embedder has no such head (BertModel, XLMRobertaModel), a reranker \
+                       scores whole texts (BertForSequenceClassification)"
+                    .to_owned(),
+        }),
         name if name.starts_with("Bert") || name == "bert" => {
-            encoder(dir, &json, architecture, PositionStyle::Absolute)?.check().map(ModelConfig::Encoder)
+            let head = scoring_head(&json, &architecture, HeadStyle::Pooler)?;
+            let config = encoder(dir, &json, architecture, PositionStyle::Absolute)?;
+            EncoderConfig { head, ..config }.check().map(ModelConfig::Encoder)
         }
         name if name.starts_with("XLMRoberta")
             || name.starts_with("Roberta")
@@ -65,10 +67,47 @@ pub(super) fn read(dir: &Path) -> Result<ModelConfig> {
             || name == "roberta" =>
         {
             let style = PositionStyle::Offset(number(&json, "pad_token_id").unwrap_or(1) + 1);
-            encoder(dir, &json, architecture, style)?.check().map(ModelConfig::Encoder)
+            let head = scoring_head(&json, &architecture, HeadStyle::Classifier)?;
+            EncoderConfig { head, ..encoder(dir, &json, architecture, style)? }
+                .check()
+                .map(ModelConfig::Encoder)
         }
         _ => Err(ModelError::UnknownArchitecture { architecture }),
     }
+}
+
+/// The head of a sequence classifier, which must have one label; `None` where there is none.
+fn scoring_head(json: &Value, architecture: &str, style: HeadStyle) -> Result<Option<ScoringHead>> {
+    if !architecture.ends_with("ForSequenceClassification") {
+        return Ok(None);
+    }
+    // transformers writes no count where it is 2, its default.
+    let named = json.get("id2label").and_then(Value::as_object).map(serde_json::Map::len);
+    let labels = named.or_else(|| number(json, "num_labels")).unwrap_or(2);
+    if labels != 1 {
+        return Err(ModelError::UnsupportedConfig {
+            field: "id2label",
+            value: format!("{labels} labels"),
+            expected: "one label: a reranker's single score of how well a passage answers a query".to_owned(),
+        });
+    }
+    let activation = json
+        .get("sentence_transformers")
+        .and_then(|own| own.get("activation_fn"))
+        .or_else(|| json.get("sbert_ce_default_activation_function"))
+        .and_then(Value::as_str);
+    let scale = match activation.map(|name| name.rsplit('.').next().unwrap_or(name)) {
+        None | Some("Sigmoid") => ScoreScale::Sigmoid,
+        Some("Identity") => ScoreScale::Logit,
+        Some(other) => {
+            return Err(ModelError::UnsupportedConfig {
+                field: "activation_fn",
+                value: other.to_owned(),
+                expected: "Sigmoid or Identity".to_owned(),
+            });
+        }
+    };
+    Ok(Some(ScoringHead { style, scale }))
 }
 
 /// Weights that a quantization method packed are of other shapes, and wrong if they are read as they are.
@@ -305,86 +344,10 @@ fn encoder(
         max_tokens,
         pooling,
         normalize,
+        head: None,
         architecture,
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().expect("dir");
-        for (name, json) in files {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(path.parent().expect("a parent")).expect("folder");
-            std::fs::write(path, json.to_string()).expect("writes");
-        }
-        dir
-    }
-
-    fn with(base: Value, extra: Value) -> Value {
-        let (Value::Object(mut base), Value::Object(extra)) = (base, extra) else { panic!("objects") };
-        base.extend(extra);
-        Value::Object(base)
-    }
-
-    fn llama(extra: Value) -> Result<DecoderConfig> {
-        let base = json!({"architectures": ["MistralForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 64});
-        let dir = folder(&[("config.json", with(base, extra))]);
-        match read(dir.path())? {
-            ModelConfig::Decoder(config) => Ok(config),
-            ModelConfig::Encoder(_) => panic!("a decoder"),
-        }
-    }
-
-    fn bert(architecture: &str, files: &[(&str, Value)]) -> Result<ModelConfig> {
-        let base = json!({"architectures": [architecture], "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 64});
-        let mut all = vec![("config.json", base)];
-        all.extend_from_slice(files);
-        read(folder(&all).path())
-    }
-
-    #[test]
-    fn a_window_of_0_is_none_and_scaled_positions_reach_further() {
-        assert_eq!(llama(json!({"sliding_window": 0})).expect("reads").sliding_window, None);
-        assert_eq!(llama(json!({"sliding_window": 8})).expect("reads").sliding_window, Some(8));
-        let reach = |kind: &str| {
-            llama(json!({"rope_scaling": {"rope_type": kind, "factor": 4.0}})).expect("reads").max_positions
-        };
-        assert_eq!((reach("linear"), reach("dynamic"), reach("default")), (256, 256, 64));
-    }
-
-    #[test]
-    fn what_no_code_computes_is_refused_by_name() {
-        let refused = |extra| llama(extra).expect_err("refused").to_string();
-        let message = refused(json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}));
-        assert!(message.contains("quantization_config") && message.contains("gptq"), "{message}");
-        for extra in [
-            json!({"partial_rotary_factor": 0.5}),
-            json!({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
-        ] {
-            assert!(refused(extra).contains("partial_rotary_factor"));
-        }
-        assert!(llama(json!({"partial_rotary_factor": 1.0, "quantization_config": null})).is_ok());
-    }
-
-    #[test]
-    fn an_embedder_of_other_modules_or_heads_is_refused() {
-        let refused = |architecture, files: &[(&str, Value)]| {
-            bert(architecture, files).expect_err("refused").to_string()
-        };
-        let module = |kind: &str| json!({"type": format!("sentence_transformers.models.{kind}")});
-        let modules = json!([module("Transformer"), module("Pooling"), module("Dense")]);
-        assert!(refused("BertModel", &[("modules.json", modules)]).contains("Dense"));
-        let two = json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true});
-        assert!(refused("BertModel", &[("1_Pooling/config.json", two)]).contains("pooling_mode_mean_tokens"));
-        assert!(refused("BertForSequenceClassification", &[]).contains("ForSequenceClassification"));
-        let plain = json!([module("Transformer"), module("Pooling"), module("Normalize")]);
-        assert!(bert("BertModel", &[("modules.json", plain)]).is_ok());
-    }
-}
+mod tests;

@@ -9,22 +9,26 @@ mod config;
 mod decoder;
 mod encoder;
 mod error;
+mod footprint;
 mod gguf;
 mod gguf_value;
 mod hf_config;
 mod lora;
 mod rope_scaling;
+mod scoring_head;
 mod source;
 mod weights;
 
 pub use batch::{ForwardBatch, KvCache, KvSpec, Logits, NO_ADAPTER};
 pub use config::{
-    Activation, DecoderConfig, EncoderConfig, ModelConfig, MoeConfig, PositionStyle, RopeConfig, RopeScaling,
+    Activation, DecoderConfig, EncoderConfig, HeadStyle, ModelConfig, MoeConfig, PositionStyle, RopeConfig,
+    RopeScaling, ScoreScale, ScoringHead,
 };
 pub use decoder::Decoder;
 pub use encoder::Encoder;
 pub use error::ModelError;
+pub use footprint::Footprint;
 pub use lora::{LoraAdapter, LoraOptions};
 pub use source::{GenerationConfig, GgufVocab, ModelSource, ModelSummary, TokenizerSource};
-pub use tarn_kernels::{Exec, Gate, Pooling, SeqSpan, Team};
+pub use tarn_kernels::{Exec, Gate, Pooling, SeqSpan, Team, level_name};
 pub use weights::{DtypeChoice, LoadOptions, LoadProgress};

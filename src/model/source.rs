@@ -94,7 +94,7 @@ pub struct ModelSummary {
     pub path: PathBuf,
     /// Its architecture.
     pub architecture: String,
-    /// `generates` or `embeds`.
+    /// `generates`, `embeds` or `scores pairs`.
     pub role: &'static str,
     /// Parameters.
     pub parameters: u64,
@@ -268,7 +268,10 @@ impl ModelSource {
     pub fn inspect(&self) -> Result<ModelSummary> {
         let (architecture, role, context, vocab) = match &self.config {
             ModelConfig::Decoder(c) => (c.architecture.clone(), "generates", c.max_positions, c.vocab),
-            ModelConfig::Encoder(c) => (c.architecture.clone(), "embeds", c.max_tokens, c.vocab),
+            ModelConfig::Encoder(c) => {
+                let role = if c.head.is_some() { "scores pairs" } else { "embeds" };
+                (c.architecture.clone(), role, c.max_tokens, c.vocab)
+            }
         };
         let mut dtypes = std::collections::BTreeMap::new();
         let (mut parameters, mut bytes) = (0_u64, 0_u64);
@@ -278,7 +281,9 @@ impl ModelSource {
             bytes += len as u64;
         };
         match self.tensors()? {
-            Tensors::Safetensors(files) => files.each(|dtype, shape, len| add(dtype.to_owned(), shape, len)),
+            Tensors::Safetensors(files) => {
+                files.each(|_, dtype, shape, len| add(dtype.to_owned(), shape, len))
+            }
             Tensors::Gguf(file) => {
                 for tensor in file.tensors.values() {
                     let dtype = match tensor.kind {

@@ -285,10 +285,10 @@ impl SafetensorFiles {
         floats(name, &located.dtype, &self.maps[located.file].bytes()[located.range.clone()])
     }
 
-    /// Calls `visit(type, shape, bytes)` for every tensor.
-    pub(super) fn each(&self, mut visit: impl FnMut(&str, &[usize], usize)) {
-        for located in self.tensors.values() {
-            visit(&located.dtype, &located.shape, located.range.len());
+    /// Calls `visit(name, type, shape, bytes)` for every tensor.
+    pub(super) fn each(&self, mut visit: impl FnMut(&str, &str, &[usize], usize)) {
+        for (name, located) in &self.tensors {
+            visit(name, &located.dtype, &located.shape, located.range.len());
         }
     }
 }

@@ -98,6 +98,9 @@ pub enum RagError {
     /// An answer was asked for, but no model that generates is loaded.
     #[error("no model that generates is loaded; start with --model, or ask with generate: false")]
     NoGenerator,
+    /// Reranking was asked for, but no model that scores pairs is loaded.
+    #[error("no model that reranks is loaded; start with --reranker, or ask with rerank: false")]
+    NoReranker,
     /// The model's window is too small for any context.
     #[error(
         "the question takes {question_tokens} tokens and the answer {answer_tokens}, \

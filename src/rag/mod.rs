@@ -2,7 +2,8 @@
 //!
 //! A question becomes an answer in five steps, one file each: [`retrieve`] asks one lake
 //! snapshot by meaning and by words, [`fuse`] merges the two rankings, [`dedupe`] drops
-//! passages that say the same twice, [`prompt`] packs what fits the model's window, and
+//! passages that say the same twice (`rerank` then orders what is left by a cross-encoder,
+//! where that was asked for), [`prompt`] packs what fits the model's window, and
 //! [`cite`] ties the generated words back to verbatim quotes. [`RagService`] runs them.
 //!
 //! [`Generator`] is the door from words to the engine (which knows token ids only) and
@@ -24,6 +25,7 @@ mod generator;
 pub mod marker;
 mod place;
 pub mod prompt;
+mod rerank;
 pub mod retrieve;
 
 pub use answer::{

@@ -11,6 +11,7 @@ use crate::text::{analyze, language};
 use super::dedupe;
 use super::error::RagError;
 use super::fuse::{self, Weights};
+use super::rerank::{CANDIDATES, rerank};
 
 /// How many hits of each ranking are fused, at least.
 const DEPTH: usize = 50;
@@ -39,6 +40,8 @@ pub struct RetrieveRequest {
     pub top_k: usize,
     /// How.
     pub mode: Mode,
+    /// Whether a cross-encoder orders what was found.
+    pub rerank: bool,
     /// In which documents.
     pub filter: DocumentFilter,
     /// In which state of the lake; `None`: the present one.
@@ -55,6 +58,7 @@ impl RetrieveRequest {
             query: query.into(),
             top_k: 5,
             mode: Mode::default(),
+            rerank: false,
             filter: DocumentFilter::default(),
             as_of: None,
             viewer: Viewer::all(),
@@ -75,6 +79,9 @@ pub struct RetrieveTimings {
     pub text_ms: f64,
     /// Fusing and dropping repetitions.
     pub fuse_ms: f64,
+    /// Reranking, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerank_ms: Option<f64>,
     /// All of it.
     pub total_ms: f64,
 }
@@ -82,7 +89,7 @@ pub struct RetrieveTimings {
 /// What was found.
 #[derive(Debug, Clone)]
 pub struct Retrieval {
-    /// Best first; scores are cosines, BM25 or fused, by mode.
+    /// Best first; scores are cosines, BM25 or fused, by mode, or the reranker's.
     pub hits: Vec<ScoredChunk>,
     /// The state of the lake that was searched.
     pub lake_version: i64,
@@ -106,12 +113,16 @@ pub(super) async fn retrieve(
     if query.is_empty() {
         return Err(RagError::EmptyQuery);
     }
+    if request.rerank && embed.reranker().is_none() {
+        return Err(RagError::NoReranker);
+    }
     let snapshot =
         lakes.customer(&request.customer)?.snapshot(request.as_of.clone(), &request.viewer).await?;
     let mut search =
         Search { snapshot, embed, query, filter: &request.filter, timings: RetrieveTimings::default() };
     search.timings.snapshot_ms = ms(started);
-    let depth = DEPTH.max(request.top_k.saturating_mul(3));
+    let wanted = if request.rerank { request.top_k.saturating_mul(CANDIDATES) } else { request.top_k };
+    let depth = DEPTH.max(request.top_k.saturating_mul(3)).max(wanted);
     let mut warnings = Vec::new();
     let mut mode = request.mode;
     if mode != Mode::Text
@@ -146,9 +157,14 @@ pub(super) async fn retrieve(
         }
     };
     let fusing = Instant::now();
-    let hits = dedupe::distinct(hits, request.top_k);
+    let mut hits = dedupe::distinct(hits, wanted);
     let mut timings = search.timings;
     timings.fuse_ms += ms(fusing);
+    if request.rerank {
+        let reading = Instant::now();
+        hits = rerank(embed, query, hits, request.top_k).await?;
+        timings.rerank_ms = Some(ms(reading));
+    }
     timings.total_ms = ms(started);
     Ok(Retrieval { hits, lake_version: search.snapshot.version(), mode, warnings, timings })
 }

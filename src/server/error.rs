@@ -182,6 +182,7 @@ impl From<EmbedError> for ApiError {
     fn from(error: EmbedError) -> ApiError {
         match error {
             EmbedError::Text(error) => ApiError::invalid("input", error.to_string()),
+            EmbedError::NoReranker => ApiError::invalid("model", error.to_string()),
             EmbedError::Stopped => ApiError::unavailable(error.to_string()),
             error => ApiError::internal(&error),
         }
@@ -216,6 +217,7 @@ impl From<RagError> for ApiError {
             RagError::EmptyQuery => ApiError::invalid("query", message),
             RagError::EmbedderMismatch { .. } => ApiError::new(StatusCode::CONFLICT, message),
             RagError::NoGenerator => ApiError::invalid("generate", message),
+            RagError::NoReranker => ApiError::invalid("rerank", message),
             RagError::NoRoom { .. } => {
                 ApiError { code: Some("context_length_exceeded"), ..ApiError::bad_request(message) }
             }

@@ -60,5 +60,7 @@ pub(super) async fn metrics(State(state): State<AppState>) -> impl IntoResponse 
     }
     let embedded = state.embed.tokens_computed() as f64;
     samples.push(EngineSample { name: "embedding_tokens_total", kind: "counter", value: embedded });
+    let reranked = state.embed.tokens_reranked() as f64;
+    samples.push(EngineSample { name: "rerank_tokens_total", kind: "counter", value: reranked });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], state.metrics.render(&model, &samples))
 }

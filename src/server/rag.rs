@@ -39,9 +39,6 @@ pub(super) async fn query(
     if top_k == 0 || top_k > 200 {
         return Err(ApiError::invalid("top_k", "top_k must be 1 to 200"));
     }
-    if body.rerank == Some(true) {
-        return Err(ApiError::invalid("rerank", "rerank is not supported yet: leave it out"));
-    }
     if let Some(model) = body.model.as_deref().filter(|name| !name.is_empty())
         && state.generator.as_ref().is_none_or(|generator| generator.name() != model)
     {
@@ -55,6 +52,7 @@ pub(super) async fn query(
     let retrieve = RetrieveRequest {
         top_k,
         mode: body.mode.unwrap_or_default(),
+        rerank: body.rerank.unwrap_or(false),
         filter: body.filter.unwrap_or_default(),
         as_of,
         viewer: Viewer::all(),

@@ -1,5 +1,7 @@
 //! HTTP end to end without a socket, over fakes.
 
+mod rerank;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 

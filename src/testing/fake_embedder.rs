@@ -2,7 +2,11 @@
 
 use serde_json::json;
 
-use crate::embed::{EmbedConfig, EmbedHandle, EmbedThread, EmbedderInfo, PooledEncoder, start};
+use crate::embed::{
+    EmbedConfig, EmbedHandle, EmbedThread, EmbedderInfo, PairScorer, PooledEncoder, RerankerInfo,
+    RerankerParts, start, start_with_reranker,
+};
+use crate::model::ScoreScale;
 use crate::text::Tokenizer;
 
 /// Adds a hash of every token to a vector: texts that share words lie close.
@@ -35,7 +39,54 @@ impl PooledEncoder for HashEncoder {
 /// When the thread cannot be started.
 #[must_use]
 pub fn fake_embedder(dim: usize) -> (EmbedHandle, EmbedThread) {
-    let info = EmbedderInfo {
+    start(EmbedConfig { max_batch_tokens: 64 }, letters(), info(dim), move || Ok(HashEncoder { dim }))
+        .expect("starts")
+}
+
+/// As [`fake_embedder`], with a reranker whose logit is the number of the document's letters that the query has.
+///
+/// # Panics
+/// When the thread cannot be started.
+#[must_use]
+pub fn fake_embedder_with_reranker(dim: usize) -> (EmbedHandle, EmbedThread) {
+    let reranker = RerankerParts {
+        info: RerankerInfo {
+            id: "fake-reranker".to_owned(),
+            max_tokens: 64,
+            template: Some("{query}|{document}".to_owned()),
+            scale: ScoreScale::Logit,
+        },
+        tokenizer: letters(),
+        build: Box::new(|| Ok(Box::new(CommonLetters))),
+    };
+    let config = EmbedConfig { max_batch_tokens: 64 };
+    start_with_reranker(config, letters(), info(dim), move || Ok(HashEncoder { dim }), Some(reranker))
+        .expect("starts")
+}
+
+/// Counts what a document has of its query's letters.
+struct CommonLetters;
+
+impl PairScorer for CommonLetters {
+    fn score(
+        &mut self,
+        ids: &[u32],
+        _types: &[u32],
+        cu_seqlens: &[u32],
+        out: &mut Vec<f32>,
+    ) -> Result<(), String> {
+        for pair in cu_seqlens.windows(2) {
+            let text = &ids[pair[0] as usize..pair[1] as usize];
+            let bar = text.iter().position(|id| *id == u32::from(b'|')).ok_or("no query")?;
+            let (query, document) = (&text[..bar], &text[bar + 1..]);
+            out.push(document.iter().filter(|id| query.contains(id)).count() as f32);
+        }
+        Ok(())
+    }
+}
+
+fn info(dim: usize) -> EmbedderInfo {
+    EmbedderInfo {
         id: "fake".to_owned(),
         sha256: String::new(),
         dim,
@@ -43,9 +94,7 @@ pub fn fake_embedder(dim: usize) -> (EmbedHandle, EmbedThread) {
         query_prefix: String::new(),
         passage_prefix: String::new(),
         max_tokens: 512,
-    };
-    start(EmbedConfig { max_batch_tokens: 64 }, letters(), info, move || Ok(HashEncoder { dim }))
-        .expect("starts")
+    }
 }
 
 /// A byte-level tokenizer without merges: one token a byte.

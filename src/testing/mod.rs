@@ -3,5 +3,5 @@
 mod fake_embedder;
 mod fake_runner;
 
-pub use fake_embedder::fake_embedder;
+pub use fake_embedder::{fake_embedder, fake_embedder_with_reranker};
 pub use fake_runner::{FakeRunner, expected_tokens};

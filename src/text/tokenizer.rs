@@ -126,6 +126,10 @@ impl Tokenizer {
         self.inner.bytes.get(id as usize).map(|bytes| bytes.to_vec()).unwrap_or_default()
     }
 
+    pub(super) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner.tokenizer
+    }
+
     pub(super) fn bytes_of(&self, id: u32) -> &[u8] {
         self.inner.bytes.get(id as usize).map_or(&[], |bytes| bytes)
     }

@@ -1,10 +1,10 @@
 """nDCG@10 of Tarn's retrieval, through its HTTP API, on a BEIR-style folder.
 
-    python retrieval_eval.py URL FOLDER [--lang en] [--customer ID] [--modes vector,text,hybrid] [--upload]
+    python retrieval_eval.py URL FOLDER [--lang en] [--customer ID] [--modes vector,text,hybrid] [--upload] [--rerank]
 
 FOLDER holds corpus[.LANG].jsonl.gz, queries[.LANG].jsonl and qrels/*.tsv. With --upload the corpus is first
 uploaded as one ZIP of text files (title, blank line, text), each named by its document id. A document's rank is
-that of its best chunk. Needs Python 3.9 or later and nothing else.
+that of its best chunk. With --rerank the server's cross-encoder orders what each mode found. Needs Python 3.9 or later and nothing else.
 """
 
 import argparse
@@ -91,6 +91,7 @@ def main():
     args.add_argument("--customer", default="default")
     args.add_argument("--modes", default="vector,text,hybrid")
     args.add_argument("--upload", action="store_true")
+    args.add_argument("--rerank", action="store_true")
     args.add_argument("--key")
     args = args.parse_args()
     headers = {"Authorization": f"Bearer {args.key}"} if args.key else {}
@@ -100,7 +101,7 @@ def main():
     for mode in args.modes.split(","):
         scores, times = [], []
         for query_id, relevant in wanted.items():
-            body = {"query": asked[query_id], "mode": mode, "top_k": 30, "generate": False}
+            body = {"query": asked[query_id], "mode": mode, "top_k": 30, "generate": False, "rerank": args.rerank}
             started = time.time()
             answer = call(f"{args.url}/v1/rag/query?customer_id={args.customer}", json.dumps(body).encode(),
                           {**headers, "Content-Type": "application/json"})
@@ -112,7 +113,8 @@ def main():
                     ranked.append(name)
             scores.append(ndcg(ranked, relevant))
         times.sort()
-        print(f"{mode:7s} nDCG@10 {sum(scores) / len(scores):.4f}  queries {len(scores)}  "
+        name = f"{mode}+rerank" if args.rerank else mode
+        print(f"{name:14s} nDCG@10 {sum(scores) / len(scores):.4f}  queries {len(scores)}  "
               f"p50 {times[len(times) // 2] * 1e3:.1f} ms  p95 {times[int(len(times) * .95)] * 1e3:.1f} ms", flush=True)
 
 

@@ -109,6 +109,16 @@ pub(crate) fn level() -> Level {
     Level::Portable
 }
 
+/// The instruction set that ops use on this machine, by name.
+#[must_use]
+pub fn level_name() -> &'static str {
+    match level() {
+        Level::Avx512 => "AVX-512 with VNNI",
+        Level::Avx2 => "AVX2 with FMA and F16C",
+        Level::Portable => "portable",
+    }
+}
+
 /// Defines `fn name(args)` that runs the generic `inner::<S>(args)` compiled for this machine's instruction set.
 macro_rules! dispatch {
     ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $inner:ident) => {

@@ -1,4 +1,4 @@
-//! The OpenAI surface: models, completions, chat, responses, embeddings, and vLLM's adapters and tokenize.
+//! The OpenAI surface: models, completions, chat, responses, embeddings, and vLLM's adapters, tokenize, rerank and score.
 
 pub(super) mod adapters;
 pub(super) mod chat;
@@ -7,6 +7,7 @@ pub(super) mod embeddings;
 mod fields;
 mod logprobs;
 pub(super) mod models;
+pub(super) mod rerank;
 pub(super) mod responses;
 pub(super) mod sampling;
 pub(super) mod sse;

@@ -31,6 +31,7 @@ fn all(state: &AppState) -> Vec<Value> {
     }
     let embedder = state.embed.info();
     cards.push(card(&embedder.id, &embedder.id, None, embedder.max_tokens));
+    cards.extend(state.embed.reranker().map(|info| card(&info.id, &info.id, None, info.max_tokens)));
     cards.extend(state.generator.iter().flat_map(adapters));
     cards
 }
@@ -38,6 +39,7 @@ fn all(state: &AppState) -> Vec<Value> {
 /// Whether a model of that name is served, adapters aside.
 pub(super) fn is_base(state: &AppState, name: &str) -> bool {
     state.embed.info().id == name
+        || state.embed.reranker().is_some_and(|info| info.id == name)
         || state.generator.as_ref().is_some_and(|generator| generator.name() == name)
 }
 

@@ -149,6 +149,13 @@ pub(in crate::server) const OPERATIONS: &[Operation] = &[
     Operation::delete("/v1/responses/{response_id}", "Forget a response", "DeletedResponse")
         .of_customer()
         .fails(&[404]),
+    Operation::post("/v1/rerank", "Documents by how well they answer", "RerankRequest", "Reranked")
+        .fails(&[404, 503]),
+    Operation::post("/v2/rerank", "The same, at Cohere's path", "RerankRequest", "Reranked")
+        .fails(&[404, 503]),
+    Operation::post("/rerank", "The same, at Jina's path", "RerankRequest", "Reranked").fails(&[404, 503]),
+    Operation::post("/v1/score", "Scores of pairs of texts", "ScoreRequest", "Scores").fails(&[404, 503]),
+    Operation::post("/score", "The same", "ScoreRequest", "Scores").fails(&[404, 503]),
     Operation::post("/v1/embeddings", "Vectors of texts", "EmbeddingRequest", "EmbeddingList")
         .fails(&[404, 503]),
     Operation::post("/v1/load_lora_adapter", "Make an adapter a model", "LoadAdapterRequest", "")

@@ -1,6 +1,7 @@
 //! Schemas of request and answer bodies, by hand: the handlers take fields one by one, and some fields are of several types.
 
 mod answers;
+mod rerank;
 
 use serde_json::{Map, Value, json};
 
@@ -19,8 +20,10 @@ pub(super) fn all() -> Value {
         "DetokenizeRequest": detokenize(),
         "RagRequest": rag(),
     });
-    if let (Value::Object(all), Value::Object(answers)) = (&mut all, answers::all()) {
-        all.extend(answers);
+    for part in [answers::all(), rerank::all()] {
+        if let (Value::Object(all), Value::Object(part)) = (&mut all, part) {
+            all.extend(part);
+        }
     }
     all
 }
@@ -196,6 +199,7 @@ fn rag() -> Value {
             "query": {"type": "string", "minLength": 1},
             "top_k": {"type": "integer", "minimum": 1, "maximum": 200, "default": 5},
             "mode": {"enum": ["vector", "text", "hybrid"]},
+            "rerank": said(json!({"type": "boolean", "default": false}), "Whether a cross-encoder orders what was found"),
             "filter": said(json!({"type": "object"}), "Which documents"),
             "as_of": said(json!({"type": ["integer", "string"]}), "A version of the lake or an RFC 3339 time"),
             "generate": said(json!({"type": "boolean"}), "Whether the model answers, or passages are all"),

@@ -1,0 +1,149 @@
+//! The memory of a command, planned from settings and files before anything is loaded.
+
+use crate::config::{LoraSettings, Settings};
+use crate::model::{DecoderConfig, KvSpec, ModelConfig, ModelSource};
+
+use super::encoders::{self, MAX_BATCH_TOKENS};
+use super::machine_memory;
+use super::memory_plan::{Budget, MemoryPlan, Part};
+use super::window::Window;
+
+/// What the program takes beside its models: code, threads, tokenizers, the lake's buffers.
+const PROGRAM: u64 = 192 << 20;
+
+/// The models that a command loads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Roles {
+    pub(super) generator: bool,
+    pub(super) embedder: bool,
+    pub(super) reranker: bool,
+}
+
+/// Memory, and the generator's window in it.
+#[derive(Debug)]
+pub(super) struct Planned {
+    pub(super) memory: MemoryPlan,
+    /// `None` without a generator.
+    pub(super) window: Option<Window>,
+}
+
+/// Plans the memory of the models in `roles`. Whether it is enough is for [`MemoryPlan::check`] to say.
+pub(super) fn plan(settings: &Settings, roles: Roles) -> anyhow::Result<Planned> {
+    let budget = Budget { available: machine_memory::available(), utilization: settings.memory_utilization };
+    let mut memory = MemoryPlan::new(budget);
+    for (wanted, location, role, part) in [
+        (roles.embedder, settings.embedder.as_ref().map(|it| &it.location), "embedder", Part::Embedder),
+        (roles.reranker, settings.reranker.as_ref().map(|it| &it.location), "reranker", Part::Reranker),
+    ] {
+        if let Some(location) = location.filter(|_| wanted) {
+            let (source, _) = encoders::open(location, role)?;
+            let takes = source.footprint(settings.dtype, false, MAX_BATCH_TOKENS, 1)?;
+            memory.add(part, (takes.matrices + takes.small + takes.workspace) as u64);
+        }
+    }
+    if !roles.generator {
+        memory.add(Part::Workspace, PROGRAM);
+        return Ok(Planned { memory, window: None });
+    }
+    let model = settings.need_model()?;
+    let source = ModelSource::open(&model.location.path)?;
+    let ModelConfig::Decoder(config) = source.config() else {
+        anyhow::bail!(
+            "{} reads texts and does not generate: give it as --embedder or --reranker",
+            model.location.path.display()
+        );
+    };
+    let limits = &settings.engine;
+    let batched = limits.max_num_batched_tokens;
+    let takes = source.footprint(settings.dtype, model.dummy_weights, batched, batched)?;
+    memory.add(Part::Weights, (takes.matrices + takes.small) as u64);
+    memory.add(Part::Adapters, adapter_bytes(&settings.lora, config));
+    memory.add(Part::Workspace, takes.workspace as u64 + PROGRAM);
+    let block = decoder_kv(config).block_bytes();
+    let (asked, longest) = (limits.max_model_len, config.max_positions);
+    let window = Window::plan(asked, longest, limits.kv_cache_bytes, block, memory.left())?;
+    memory.add(Part::KvCache, (window.blocks * block) as u64);
+    Ok(Planned { memory, window: Some(window) })
+}
+
+/// The generator's window where it is the only model, or `roles` says what is beside it; refused where it does not fit.
+pub(super) fn window(settings: &Settings, roles: Roles) -> anyhow::Result<Window> {
+    settings.need_model()?;
+    let planned = plan(settings, Roles { generator: true, ..roles })?;
+    planned.memory.check()?;
+    anyhow::Context::context(planned.window, "a generator has a window: this is a bug")
+}
+
+/// The extents of the KV cache of a model.
+pub(super) fn decoder_kv(config: &DecoderConfig) -> KvSpec {
+    KvSpec { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim }
+}
+
+/// All places for adapters as they may be filled: where more can come while the server runs, with the largest that is
+/// allowed; otherwise with the modules, whose files say how large they can be.
+fn adapter_bytes(settings: &LoraSettings, config: &DecoderConfig) -> u64 {
+    let largest = config.adapter_bytes(settings.max_rank) as u64;
+    if settings.dir.is_some() {
+        return largest.saturating_mul(settings.max_loras as u64);
+    }
+    let mut sizes: Vec<u64> = settings
+        .modules
+        .iter()
+        .map(|module| {
+            let file = std::fs::metadata(module.path.join("adapter_model.safetensors"));
+            // Halves become floats, and small ranks are padded.
+            file.map_or(largest, |file| largest.min(file.len().saturating_mul(4)))
+        })
+        .collect();
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    sizes.iter().take(settings.max_loras).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LoraModule;
+    use crate::model::{RopeConfig, RopeScaling};
+
+    fn config() -> DecoderConfig {
+        DecoderConfig {
+            architecture: "llama".to_owned(),
+            hidden: 64,
+            intermediate: 96,
+            layers: 2,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            vocab: 128,
+            max_positions: 128,
+            eps: 1e-5,
+            rope: RopeConfig { theta: 1e4, scaling: RopeScaling::Default },
+            sliding_window: None,
+            tied: true,
+            attention_bias: false,
+            moe: None,
+        }
+    }
+
+    #[test]
+    fn adapters_take_what_their_files_allow_or_where_more_may_come_the_most() {
+        let dir = tempfile::tempdir().expect("dir");
+        let folder = |name: &str, bytes: usize| {
+            let path = dir.path().join(name);
+            std::fs::create_dir(&path).expect("folder");
+            std::fs::write(path.join("adapter_model.safetensors"), vec![0; bytes]).expect("writes");
+            LoraModule::new(name, path)
+        };
+        let modules = vec![folder("a", 100), folder("b", 300), folder("c", 200)];
+        let mut settings = LoraSettings { modules, max_loras: 2, max_rank: 8, dir: None };
+        // A (in × rank) and B (rank × out) of q, k, v, o, gate, up, down.
+        let one = 4 * 8 * 2 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 96));
+        assert_eq!(config().adapter_bytes(8), one);
+        assert_eq!(adapter_bytes(&settings, &config()), 4 * (300 + 200));
+        settings.dir = Some(dir.path().to_owned());
+        assert_eq!(adapter_bytes(&settings, &config()), 2 * one as u64);
+        settings.dir = None;
+        settings.modules.clear();
+        assert_eq!(adapter_bytes(&settings, &config()), 0);
+    }
+}
