@@ -300,7 +300,8 @@ fn an_adapter_of_q_means_the_same_on_a_gguf_file_whose_rows_were_permuted() {
     let (found, wrong) = (cosine(&wanted, &effects(&gguf, false)), cosine(&wanted, &effects(&gguf, true)));
     println!("effect on Q8_0 against f32: cosine {found:.4}; of rows in the file's order {wrong:.4}");
     assert!(found > 0.9, "{found}");
-    assert!(wrong < 0.6, "the test cannot tell: {wrong}");
+    // Weights and activations of 8 bits blur the effect; rows in the wrong order blur it far more.
+    assert!(1.0 - found < 0.5 * (1.0 - wrong), "{found} is no better than {wrong}");
 }
 
 #[test]
