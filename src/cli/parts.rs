@@ -91,6 +91,7 @@ pub(super) fn generator(
     let batched = limits.max_num_batched_tokens;
     let name = model.location.name.clone();
     let label = format!("loading {name}");
+    let max_rank = settings.lora.possible().then_some(settings.lora.max_rank);
     let build = move || {
         let options = LoadOptions {
             dtype,
@@ -101,7 +102,10 @@ pub(super) fn generator(
             exec: Exec::simd(threads),
             progress: Some(progress(&label)),
         };
-        let decoder = Decoder::load(&source, options).map_err(|error| error.to_string())?;
+        let mut decoder = Decoder::load(&source, options).map_err(|error| error.to_string())?;
+        if let Some(max_rank) = max_rank {
+            decoder = decoder.with_adapters(max_rank).map_err(|error| error.to_string())?;
+        }
         let kv = KvCache::new(decoder.kv_spec(), blocks).map_err(|error| error.to_string())?;
         let runner = ModelRunner::new(decoder, kv, max_model_len);
         Ok(match gate {
@@ -187,7 +191,7 @@ pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<En
         embed,
         lakes,
         metrics,
-        adapters_dir: None,
+        adapters_dir: settings.lora.dir.clone(),
         responses: crate::server::ResponseStore::default(),
         api_keys: settings.server.api_keys.clone().into(),
         max_upload_bytes: settings.server.max_upload_bytes,

@@ -43,6 +43,11 @@ impl LoraModule {
 }
 
 impl LoraSettings {
+    /// Whether there can be an adapter at all.
+    pub fn possible(&self) -> bool {
+        !self.modules.is_empty() || self.dir.is_some()
+    }
+
     /// The adapter part of the settings.
     pub(super) fn resolve(raw: &RawSettings) -> Result<LoraSettings, ConfigError> {
         let mut modules = Vec::new();
