@@ -1,11 +1,13 @@
 //! What a user gets wrong: each case is a refusal that names the thing and says what to do.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::support::{TARN, tarn, write_embedder, write_model};
+use super::support::{Server, TARN, tarn, write_embedder, write_model};
 
 fn config(change: impl FnOnce(&mut Value)) -> Value {
     let mut config = json!({
@@ -170,4 +172,61 @@ fn a_document_that_takes_too_long_or_too_much_is_stopped() {
         let line: Value = serde_json::from_slice(&output.stdout).expect("one line");
         assert_says(line["error"].as_str().expect("refused"), &["large.csv", words]);
     }
+}
+
+/// What a server says to `request`, which closes the connection.
+fn said(server: &Server, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(server.url.trim_start_matches("http://")).expect("connects");
+    stream.write_all(request).expect("sends");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("answers");
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn request(line: &str, headers: &str, body: &[u8]) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: tarn\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
+    );
+    [head.as_bytes(), body].concat()
+}
+
+#[test]
+fn a_server_refuses_nonsense_in_openais_shape_and_lives_on() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (embedder, lake) = (dir.path().join("embedder"), dir.path().join("lake"));
+    write_embedder(&embedder);
+    let server = Server::start(tarn(&embedder, &lake));
+    let json = "Content-Type: application/json\r\n";
+    let deep = "[".repeat(100_000);
+    for (line, headers, body, status) in [
+        ("POST /v1/embeddings", json, &b"{"[..], 400),
+        ("POST /v1/embeddings", json, b"\xff\xfe{}", 400),
+        ("POST /v1/embeddings", json, b"[]", 400),
+        ("POST /v1/embeddings", json, deep.as_bytes(), 400),
+        ("POST /v1/embeddings", "", br#"{"input": "x"}"#, 415),
+        ("POST /v1/completions", json, br#"{"prompt": "x"}"#, 404),
+        ("POST /v1/responses", json, br#"{"input": "x"}"#, 404),
+        ("POST /v1/load_lora_adapter", json, br#"{"lora_name": "a", "lora_path": "/etc"}"#, 403),
+        ("POST /api/upload/files", json, b"{}", 400),
+        ("POST /api/upload/files", "Content-Type: multipart/form-data; boundary=b\r\n", b"--b", 400),
+        ("GET /v1/responses/resp_x", "", b"", 404),
+        ("GET /v1/models/%ff", "", b"", 400),
+        ("GET /api/jobs/%ff", "", b"", 400),
+        ("GET /api/jobs/..%2F..%2Fx", "", b"", 404),
+        ("GET /stats", "X-Customer-Id: ../x\r\n", b"", 400),
+        ("GET /delta/query/general_chunks?limit=99999999999999999999", "", b"", 400),
+        ("PUT /v1/models", "", b"", 405),
+        ("GET /nowhere", "", b"", 404),
+    ] {
+        let answer = said(&server, &request(line, headers, body));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{line}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        let error = &body["error"];
+        assert!(error["message"].is_string() && error["type"].is_string(), "{line}: {body}");
+        assert!(error.get("param").is_some() && error.get("code").is_some(), "{line}: {body}");
+    }
+    said(&server, b"\x16\x03\x01 no HTTP at all\r\n\r\n");
+    assert!(said(&server, &request("GET /health", "", b"")).contains("healthy"));
 }

@@ -134,20 +134,30 @@ async fn answer(
     Ok(Json(response).into_response())
 }
 
-/// The newest messages that fit the window with the answer behind them.
+/// The newest turns that fit the window with the answer behind them: a question goes together with what answered it,
+/// as templates want it. At least the last message.
 async fn newest(generator: &Generator, asked: &Asked, history: &[Value]) -> Result<Vec<Value>, ApiError> {
+    let last = history.len() - 1;
+    let max_model_len = generator.max_model_len();
+    // What cannot fit by its bytes or its number is not looked at: rendering takes time by the length.
+    let longest = max_model_len.saturating_mul(generator.tokenizer().longest_token());
+    let bytes = history.iter().rev().scan(0_usize, |sum, message| {
+        *sum += message["content"].as_str().map_or(0, str::len);
+        Some(*sum)
+    });
+    let few = bytes.take(max_model_len).take_while(|sum| *sum <= longest).count();
+    let turns = (history.len() - few..last).filter(|at| *at == 0 || history[*at]["role"] == "user");
+    let turns: Vec<usize> = turns.collect();
     let (generator, asked, history) = (generator.clone(), asked.clone(), history.to_vec());
     super::off_thread(move || {
-        let room =
-            generator.max_model_len().saturating_sub(asked.max_output_tokens.map_or(1, |most| most as usize));
-        // A template may refuse what is left, a conversation that opens with an answer, say: then less is tried.
+        let answer = asked.max_output_tokens.map_or(1, |most| most as usize);
+        let room = max_model_len.saturating_sub(answer);
         let fits = |from: usize| {
             let prompt = Prompt::chat(asked.under_instructions(history[from..].to_vec()));
             generator.prompt_tokens(&prompt).is_ok_and(|ids| ids.len() <= room)
         };
-        let last = history.len() - 1;
-        let from = (0..last).find(|from| fits(*from)).unwrap_or(last);
-        Ok(history[from..].to_vec())
+        let from = turns.partition_point(|from| !fits(*from));
+        Ok(history[turns.get(from).copied().unwrap_or(last)..].to_vec())
     })
     .await
 }

@@ -125,15 +125,19 @@ async fn an_answer_that_fails_on_its_way_says_so_and_is_not_kept() {
 async fn a_conversation_that_is_too_long_is_refused_or_cut() {
     let fixture = chatting();
     let long = |role: &str| json!({"role": role, "content": "x".repeat(300)});
-    let items = json!([long("user"), long("assistant"), {"role": "user", "content": "ab"}]);
+    let short = |role: &str| json!({"role": role, "content": "cd"});
+    let items = json!([long("user"), long("assistant"), short("user"), short("assistant"), {"role": "user", "content": "ab"}]);
     let mut ask = json!({"input": items, "max_output_tokens": 10, "instructions": "i"});
     let (status, refusal) = post(&fixture.state, "/v1/responses", ask.clone()).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
     assert!(refusal.contains("context_length_exceeded"), "{refusal}");
     ask["truncation"] = json!("auto");
     let answer = respond(&fixture, ask).await;
-    assert_eq!(answer["usage"]["input_tokens"], 2 + 301 + 3, "the first is left out, instructions are not");
+    assert_eq!(answer["usage"]["input_tokens"], "i|cd|cd|ab|".len(), "whole turns go, instructions do not");
     assert_eq!(answer["truncation"], "auto");
+    let many: Vec<Value> = (0..20_000).map(|_| json!({"role": "user", "content": "x"})).collect();
+    let ask = json!({"input": many, "max_output_tokens": 12, "truncation": "auto"});
+    assert_eq!(respond(&fixture, ask).await["usage"]["input_tokens"], 500);
 }
 
 #[tokio::test]

@@ -159,3 +159,75 @@ impl StreamedChoices {
         chunk
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rag::TopToken;
+    use crate::server::openai::logprobs::TokenNames;
+
+    fn token(id: u32, logprob: f32) -> TokenText {
+        let top = TopToken { id: 9, text: "t9".to_owned(), bytes: vec![9], logprob: -0.5 };
+        TokenText {
+            id,
+            text: format!("t{id}"),
+            bytes: vec![],
+            offset: 0,
+            logprob: Some(logprob),
+            top: vec![top],
+        }
+    }
+
+    fn generated(answers: &[&[f32]], echoed: &[f32]) -> Generated {
+        let finish = Finish { reason: FinishReason::Stop(Some(7)), stop: None };
+        let prompt_tokens: Vec<TokenText> = echoed.iter().map(|x| token(1, *x)).collect();
+        let choice = |(index, logprobs): (u32, &&[f32])| {
+            let own = logprobs.iter().map(|x| token(2, *x));
+            let tokens = prompt_tokens.iter().cloned().chain(own).collect();
+            Choice { index, text: index.to_string(), tokens, finish: finish.clone() }
+        };
+        let choices = (0..).zip(answers).map(choice).collect();
+        Generated { prompt_token_ids: Arc::from([1]), prompt_tokens, choices, usage: Usage::default() }
+    }
+
+    fn rendering(n: u32, echo: bool) -> Rendering {
+        let fields = CompletionFields {
+            logprobs: None,
+            prompt_logprobs: Some(1),
+            echo,
+            best_of: None,
+            add_special_tokens: true,
+            return_token_ids: true,
+            names: TokenNames::Text,
+        };
+        Rendering { id: String::new(), created: 0, model: String::new(), n, fields, include_stop: false }
+    }
+
+    #[test]
+    fn the_best_answers_are_the_likeliest_by_token() {
+        // The sum of the third is the lowest and its mean the highest; what is echoed does not count.
+        let answers: &[&[f32]] = &[&[-1.0], &[-0.7, -0.9], &[-0.5, -0.5, -0.5], &[-3.0]];
+        for echo in [false, true] {
+            let echoed: &[f32] = if echo { &[-50.0] } else { &[] };
+            let found = rendering(2, echo).choices(3, generated(answers, echoed));
+            let texts: Vec<&str> = found.iter().filter_map(|choice| choice["text"].as_str()).collect();
+            assert_eq!(texts, ["2", "1"]);
+            assert_eq!((&found[0]["index"], &found[1]["index"]), (&json!(6), &json!(7)));
+            assert_eq!(found[1]["token_ids"], json!([2, 2, 7]), "with the token that ended it");
+        }
+        let all = rendering(4, false).choices(0, generated(answers, &[]));
+        assert_eq!(all[0]["text"], "0", "n of n are in order");
+    }
+
+    #[test]
+    fn prompt_logprobs_have_the_prompts_own_token_first() {
+        let found = rendering(1, false).choices(0, generated(&[&[-1.0]], &[-2.0]));
+        let place = json!({"1": {"logprob": -2.0, "rank": null, "decoded_token": "t1"},
+            "9": {"logprob": -0.5, "rank": 1, "decoded_token": "t9"}});
+        assert_eq!(found[0]["prompt_logprobs"], json!([place]));
+        assert_eq!(
+            found[0]["prompt_logprobs"][0].as_object().expect("place").keys().next().expect("key"),
+            "1"
+        );
+    }
+}
