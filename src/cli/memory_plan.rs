@@ -100,6 +100,14 @@ impl MemoryPlan {
         self.parts.iter().map(|(part, bytes)| (part.name(), *bytes))
     }
 
+    /// All of it in one line.
+    pub(super) fn line(&self) -> String {
+        let parts: Vec<String> =
+            self.parts().map(|(part, bytes)| format!("{part} {}", ByteSize(bytes))).collect();
+        let of = self.budget.bytes().map_or(String::new(), |budget| format!(" of {}", ByteSize(budget)));
+        format!("{}; all {}{of}", parts.join(", "), ByteSize(self.total()))
+    }
+
     pub(super) fn total(&self) -> u64 {
         self.parts.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
@@ -157,6 +165,7 @@ mod tests {
             plan(Some(8 << 30), &[(Part::Weights, 1 << 30), (Part::Reranker, 0), (Part::KvCache, 3 << 30)]);
         assert_eq!((fits.total(), fits.left(), fits.check()), (4 << 30, Some(0), Ok(())));
         assert_eq!(fits.parts().map(|(name, _)| name).collect::<Vec<_>>(), ["weights", "kv_cache"]);
+        assert_eq!(fits.line(), "weights 1 GiB, kv_cache 3 GiB; all 4 GiB of 4 GiB");
         let mut over = fits;
         over.add(Part::Adapters, 1);
         let said = over.check().expect_err("too little").to_string();

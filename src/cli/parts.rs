@@ -169,7 +169,7 @@ pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<En
         Roles { generator: settings.model.is_some(), embedder: true, reranker: settings.reranker.is_some() };
     let planned = plan(settings, roles)?;
     planned.memory.check()?;
-    tracing::info!("memory is planned as follows\n{}", planned.memory);
+    tracing::info!("planned memory: {}", planned.memory.line());
     let metrics = Metrics::new();
     metrics.planned(planned.memory.parts(), planned.memory.budget.bytes());
     let gate = Arc::new(Gate::new());

@@ -198,6 +198,25 @@ mod tests {
     }
 
     #[test]
+    fn sizes_and_lists_are_written_in_the_file_as_toml_has_them() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("t.toml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).expect("write");
+            RawSettings { config: Some(path.clone()), ..RawSettings::default() }.with_file()
+        };
+        for size in ["4294967296", "\"4GiB\""] {
+            let merged =
+                read(&format!("kv-cache-bytes = {size}\nlora-modules = [\"a=/x\", \"b=/y,pinned\"]"));
+            let merged = merged.expect("merges");
+            assert_eq!(merged.kv_cache_bytes, Some(ByteSize(1 << 32)));
+            assert_eq!(merged.lora_modules, Some(vec!["a=/x".to_owned(), "b=/y,pinned".to_owned()]));
+        }
+        let message = read("kv-cache-bytes = \"4 apples\"").expect_err("refused").to_string();
+        assert!(message.contains("4 apples"), "{message}");
+    }
+
+    #[test]
     fn an_unknown_key_in_the_file_is_refused_by_name() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("t.toml");
