@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
 use crate::rag::{GenerateRequest, Generator, GrammarField};
-use crate::text::{ForcedCalls, Grammar, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+use crate::text::{ForcedCalls, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
 
 /// Most functions of a request, as with OpenAI.
 const MOST: usize = 128;
@@ -126,15 +126,21 @@ impl Tools {
         if tokenizer.id(format.mark()).is_some_and(|id| tokenizer.is_special(id)) {
             request.skip_special_tokens = false;
         }
-        if let Some(GrammarField { field, .. }) = &request.grammar {
-            let message = format!("{field} cannot be followed together with tools: leave one out");
-            return Err(ApiError::invalid(*field, message));
-        }
-        if self.choice != Choice::Auto {
-            let parallel = self.parallel && self.choice == Choice::Required;
-            let calls = ForcedCalls { functions: &self.functions, parallel };
-            let grammar = Grammar::Context(forced_calls(format, tokenizer, calls));
-            request.grammar = Some(GrammarField { grammar, field: "tools" });
+        let asked = request.grammar.take();
+        // An answer that must be calls has no content that could follow another grammar.
+        let instead = asked.as_ref().filter(|_| self.choice == Choice::Auto);
+        if self.choice != Choice::Auto || instead.is_some() {
+            let field = instead.map_or("tools", |asked| asked.field);
+            let calls = ForcedCalls {
+                functions: &self.functions,
+                parallel: self.parallel && self.choice != Choice::Named,
+                instead: instead.map(|asked| &asked.grammar),
+            };
+            let grammar = forced_calls(format, tokenizer, calls).ok_or_else(|| {
+                let message = format!("{field} cannot be followed together with tools: leave one out");
+                ApiError::invalid(field, message)
+            })?;
+            request.grammar = Some(GrammarField { grammar, field });
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
-//! Grammars of answers that are calls and nothing else.
+//! Grammars of answers that are calls, or calls or JSON.
 
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use super::ToolFormat;
-use crate::text::grammar::laid_out;
+use crate::text::grammar::{Grammar, laid_out};
 use crate::text::tokenizer::Tokenizer;
 
 /// Most calls of one forced answer.
@@ -18,11 +18,13 @@ pub struct ForcedCalls<'a> {
     pub functions: &'a [(String, Option<Value>)],
     /// Whether there may be more than one call.
     pub parallel: bool,
+    /// A grammar of JSON that may stand instead of calls.
+    pub instead: Option<&'a Grammar>,
 }
 
-/// The grammar, in Lark, of an answer that is calls in the family's own words.
+/// The grammar of an answer that is calls in the family's own words; `None` where `instead` is no JSON.
 #[must_use]
-pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCalls<'_>) -> String {
+pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCalls<'_>) -> Option<Grammar> {
     let mark = |text: &str| match tokenizer.id(text) {
         Some(id) if tokenizer.is_special(id) => format!("<[{id}]>"),
         _ => quoted(text),
@@ -35,18 +37,24 @@ pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCall
     let start = match format {
         ToolFormat::Hermes => {
             let call = format!("{} \"\\n\" call \"\\n\" {}", mark("<tool_call>"), mark("</tool_call>"));
-            format!("start: marked {}\nmarked: {call}\n", more("\"\\n\" marked"))
+            format!("calls: marked {}\nmarked: {call}\n", more("\"\\n\" marked"))
         }
         ToolFormat::Mistral => {
             let mark = mark("[TOOL_CALLS]");
-            format!("start: {mark} / ?/ \"[\" call {} \"]\"\n", more("\", \" call"))
+            format!("calls: {mark} / ?/ \"[\" call {} \"]\"\n", more("\", \" call"))
         }
         ToolFormat::MistralArgs => {
-            format!("start: marked {}\nmarked: {} call\n", more("marked"), mark("[TOOL_CALLS]"))
+            format!("calls: marked {}\nmarked: {} call\n", more("marked"), mark("[TOOL_CALLS]"))
         }
         // The family was trained on one call at a time.
-        ToolFormat::Llama => "start: call\n".to_owned(),
+        ToolFormat::Llama => "calls: call\n".to_owned(),
     };
+    match calls.instead {
+        None => lark.push_str("start: calls\n"),
+        Some(grammar) => {
+            let _ = writeln!(lark, "start: calls | json\njson: %json {}", grammar.schema()?);
+        }
+    }
     lark.push_str(&start);
     let (mut choices, mut rules) = (Vec::new(), String::new());
     for (at, (name, schema)) in calls.functions.iter().enumerate() {
@@ -63,7 +71,7 @@ pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCall
         let _ = writeln!(rules, "call{at}: {words}\nargs{at}: %json {arguments}");
     }
     let _ = writeln!(lark, "call: {}", choices.join(" | "));
-    lark + &rules
+    Some(Grammar::Context(lark + &rules))
 }
 
 /// Arguments are an object, whether their schema says so or not.
