@@ -19,5 +19,5 @@ pub use error::TextError;
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarMatcher};
 pub use stop_strings::{StopOutcome, StopStrings};
 pub use tokenizer::Tokenizer;
-pub use tool_calls::{ForcedCalls, ToolCall, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+pub use tool_calls::{ForcedCalls, Otherwise, ToolCall, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
 pub use vocab::{Vocab, VocabKind};
