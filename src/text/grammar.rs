@@ -10,7 +10,7 @@ mod token_env;
 
 use std::sync::Arc;
 
-use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
@@ -200,6 +200,9 @@ impl GrammarCompiler {
 fn refused(error: &dyn std::fmt::Display) -> GrammarError {
     let text = error.to_string();
     let text = text.split("\n<").next().unwrap_or_default().trim();
+    if text == StopReason::NoExtensionBias.to_string() {
+        return GrammarError::Refused { message: "the grammar admits no text".to_owned() };
+    }
     let message: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     GrammarError::Refused { message: message.join("; ").chars().take(600).collect() }
 }
