@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::Semaphore;
+
 use crate::engine::{
     AdapterError, AdapterLease, Adapters, Constraint, EngineHandle, Request, RequestId, SamplingParams,
 };
@@ -16,6 +18,9 @@ use super::prompt::{Citing, Form};
 
 /// Texts of more bytes are tokenized off the async threads.
 const LONG_TEXT: usize = 1024;
+
+/// Grammars that are compiled at once.
+const COMPILING: usize = 4;
 
 /// Marks of turns that some templates write as plain text.
 const TURNS: [&str; 4] = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"];
@@ -53,6 +58,8 @@ struct Inner {
     control: Vec<String>,
     /// Built by the first request with a grammar.
     grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
+    /// Grammars that may be compiled at once: each takes a core and, at worst, a deep stack.
+    compiling: Semaphore,
     tool_format: ToolFormat,
 }
 
@@ -80,7 +87,9 @@ impl Generator {
         let source = template.as_ref().map_or("", ChatTemplate::source);
         let tool_format = config.tool_format.unwrap_or_else(|| ToolFormat::detect(source));
         let grammars = OnceLock::new();
-        let inner = Inner { engine, tokenizer, template, config, form, control, grammars, tool_format };
+        let compiling = Semaphore::new(COMPILING);
+        let inner =
+            Inner { engine, tokenizer, template, config, form, control, grammars, compiling, tool_format };
         let inner = Arc::new(inner);
         Generator { inner, metrics: None, adapters: None }
     }
@@ -248,6 +257,7 @@ impl Generator {
     /// The grammar over the model's tokens.
     async fn compile(&self, grammar: GrammarField) -> Result<Box<dyn Constraint>, GenerateError> {
         let (this, GrammarField { grammar, field }) = (self.clone(), grammar);
+        let _permit = self.inner.compiling.acquire().await.map_err(|_| GenerateError::Interrupted)?;
         let compiled = tokio::task::spawn_blocking(move || {
             let inner = &this.inner;
             let vocab_size = inner.engine.limits().vocab_size as usize;

@@ -10,7 +10,7 @@ mod token_env;
 
 use std::sync::Arc;
 
-use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
@@ -75,18 +75,24 @@ impl Grammar {
         }
     }
 
+    /// The schema, with its layout, of a grammar of JSON.
+    pub(super) fn schema(&self) -> Option<Value> {
+        match self {
+            Grammar::JsonObject => Some(laid_out(&json!({"type": "object"}), true)),
+            Grammar::JsonSchema { schema: schema @ (Value::Object(_) | Value::Bool(true)), strict } => {
+                Some(laid_out(schema, *strict))
+            }
+            _ => None,
+        }
+    }
+
     fn parsed(&self) -> Result<GrammarWithLexer, GrammarError> {
         let refused = |message: &str| Err(GrammarError::Refused { message: message.to_owned() });
         Ok(match self {
-            Grammar::JsonObject => {
-                GrammarWithLexer::from_json_schema(laid_out(&json!({"type": "object"}), true))
-            }
-            Grammar::JsonSchema { schema, strict } => {
-                if !matches!(schema, Value::Object(_) | Value::Bool(true)) {
-                    return refused("a schema must be an object");
-                }
-                GrammarWithLexer::from_json_schema(laid_out(schema, *strict))
-            }
+            Grammar::JsonObject | Grammar::JsonSchema { .. } => match self.schema() {
+                Some(schema) => GrammarWithLexer::from_json_schema(schema),
+                None => return refused("a schema must be an object"),
+            },
             Grammar::Regex(regex) => GrammarWithLexer::from_regex(regex),
             Grammar::Context(text) if ebnf::is_ebnf(text) => {
                 GrammarWithLexer::from_lark(ebnf::to_lark(text)?)
@@ -108,8 +114,8 @@ impl Grammar {
 /// `schema` with the compiler's options, which no schema may set for itself.
 ///
 /// JSON is written on one line, as Python writes it. Free whitespace, the compiler's default, is where small models lose
-/// themselves, and it leaves no text forced: SmolLM2 ended 95 % of its answers with bounded whitespace, 98 % with this
-/// layout, and wrote a third less.
+/// themselves, and it leaves no text forced: of 108 answers SmolLM2 ended 103 with bounded whitespace and 106 with this
+/// layout, in a third fewer tokens.
 pub(super) fn laid_out(schema: &Value, strict: bool) -> Value {
     let mut schema = match schema {
         Value::Object(schema) => schema.clone(),
@@ -194,6 +200,9 @@ impl GrammarCompiler {
 fn refused(error: &dyn std::fmt::Display) -> GrammarError {
     let text = error.to_string();
     let text = text.split("\n<").next().unwrap_or_default().trim();
+    if text == StopReason::NoExtensionBias.to_string() {
+        return GrammarError::Refused { message: "the grammar admits no text".to_owned() };
+    }
     let message: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     GrammarError::Refused { message: message.join("; ").chars().take(600).collect() }
 }

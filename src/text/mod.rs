@@ -21,5 +21,5 @@ pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarMatcher};
 pub use pair::EncoderInput;
 pub use stop_strings::{StopOutcome, StopStrings};
 pub use tokenizer::Tokenizer;
-pub use tool_calls::{ForcedCalls, ToolCall, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+pub use tool_calls::{ForcedCalls, Otherwise, ToolCall, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
 pub use vocab::{Vocab, VocabKind};

@@ -10,7 +10,7 @@ mod format;
 
 use call_object::{CallObject, Outcome, Part, Scan, Step};
 
-pub use forced::{ForcedCalls, forced_calls};
+pub use forced::{ForcedCalls, Otherwise, forced_calls};
 pub use format::ToolFormat;
 
 /// What was found in an answer.

@@ -187,6 +187,14 @@ def tools(client, model):
         assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
     free = client.chat.completions.create(model=model, messages=messages, tools=[WEATHER], max_tokens=64, seed=3)
     assert free.choices[0].message.content or free.choices[0].message.tool_calls
+    strict = [{"type": "function", "function": {**tool["function"], "strict": True}} for tool in (WEATHER, ADD)]
+    called = 0
+    for seed in range(8):
+        message = client.chat.completions.create(model=model, messages=messages, tools=strict, max_tokens=200, seed=seed, temperature=0.7).choices[0].message
+        called += len(message.tool_calls or [])
+        for call in message.tool_calls or []:
+            check_call({"name": call.function.name, "arguments": call.function.arguments}, strict)
+    print(f"calls of strict functions where the model was free: {called}", file=sys.stderr)
     none = client.chat.completions.create(model=model, messages=messages, tools=[WEATHER], tool_choice="none", max_tokens=8)
     assert none.choices[0].message.tool_calls is None
 

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
 use crate::rag::{GenerateRequest, Generator, GrammarField};
-use crate::text::{ForcedCalls, Grammar, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+use crate::text::{ForcedCalls, Otherwise, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
 
 /// Most functions of a request, as with OpenAI.
 const MOST: usize = 128;
@@ -24,6 +24,7 @@ struct Tool {
 struct Function {
     name: String,
     parameters: Option<Value>,
+    strict: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,6 +56,8 @@ pub(super) struct Tools {
     /// As they came, for the template.
     definitions: Vec<Value>,
     functions: Vec<(String, Option<Value>)>,
+    /// The functions whose arguments follow their schema even where the model is free to call them.
+    strict: Vec<String>,
     choice: Choice,
     parallel: bool,
 }
@@ -69,12 +72,15 @@ impl Tools {
         if definitions.len() > MOST {
             return Err(ApiError::invalid("tools", format!("tools must hold at most {MOST} functions")));
         }
-        let mut functions: Vec<(String, Option<Value>)> = Vec::new();
+        let (mut functions, mut strict): (Vec<(String, Option<Value>)>, _) = (Vec::new(), Vec::new());
         for (at, definition) in definitions.iter().enumerate() {
             let function = function(at, definition)?;
             if functions.iter().any(|(name, _)| *name == function.name) {
                 let message = format!("the name `{}` is given twice", function.name);
                 return Err(ApiError::invalid(format!("tools[{at}]"), message));
+            }
+            if function.strict == Some(true) {
+                strict.push(function.name.clone());
             }
             functions.push((function.name, function.parameters));
         }
@@ -106,7 +112,7 @@ impl Tools {
                 _ => wrong("tool_choice needs tools".to_owned()),
             };
         }
-        Ok(Some(Tools { definitions, functions, choice, parallel }))
+        Ok(Some(Tools { definitions, functions, strict, choice, parallel }))
     }
 
     /// What the template is given: the functions where it knows what tools are, else messages that describe them.
@@ -126,17 +132,37 @@ impl Tools {
         if tokenizer.id(format.mark()).is_some_and(|id| tokenizer.is_special(id)) {
             request.skip_special_tokens = false;
         }
-        if let Some(GrammarField { field, .. }) = &request.grammar {
+        let asked = request.grammar.take();
+        let otherwise = match (self.choice, &asked) {
+            // An answer that must be calls has no content that could follow another grammar.
+            (Choice::Required | Choice::Named, _) => Otherwise::Nothing,
+            (Choice::Auto, Some(asked)) => Otherwise::Json(&asked.grammar),
+            (Choice::Auto, None) if self.strict.is_empty() => return Ok(()),
+            (Choice::Auto, None) => Otherwise::Text,
+        };
+        let field =
+            asked.as_ref().filter(|_| self.choice == Choice::Auto).map_or("tools", |asked| asked.field);
+        let functions: Vec<(String, Option<Value>)> = match otherwise {
+            Otherwise::Text => self.loosely(),
+            _ => self.functions.clone(),
+        };
+        let parallel = self.parallel && self.choice != Choice::Named;
+        let calls = ForcedCalls { functions: &functions, parallel, otherwise };
+        let grammar = forced_calls(format, tokenizer, calls).ok_or_else(|| {
             let message = format!("{field} cannot be followed together with tools: leave one out");
-            return Err(ApiError::invalid(*field, message));
-        }
-        if self.choice != Choice::Auto {
-            let parallel = self.parallel && self.choice == Choice::Required;
-            let calls = ForcedCalls { functions: &self.functions, parallel };
-            let grammar = Grammar::Context(forced_calls(format, tokenizer, calls));
-            request.grammar = Some(GrammarField { grammar, field: "tools" });
-        }
+            ApiError::invalid(field, message)
+        })?;
+        request.grammar = Some(GrammarField { grammar, field });
         Ok(())
+    }
+
+    /// The functions, with schemas of those only that are strict.
+    fn loosely(&self) -> Vec<(String, Option<Value>)> {
+        let strict = |name: &String| self.strict.contains(name);
+        self.functions
+            .iter()
+            .map(|(name, schema)| (name.clone(), schema.clone().filter(|_| strict(name))))
+            .collect()
     }
 
     /// Reads one answer.

@@ -202,3 +202,18 @@ async fn templates_get_tools_and_earlier_calls_as_they_expect_them() {
     let tokens = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().expect("a number");
     assert!(tokens(&told) > tokens(&untold) + 200, "{told} {untold}");
 }
+
+#[tokio::test]
+async fn a_schema_beside_tools_leaves_room_for_calls() {
+    let fixture = ending(MISTRAL);
+    let format =
+        json!({"type": "json_schema", "json_schema": {"name": "s", "schema": {"enum": ["yes", "no"]}}});
+    let mut ask = chat(json!({"tools": [add()], "response_format": format}));
+    let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask.clone()).await);
+    let message = &answer["choices"][0]["message"];
+    let said = message["content"].as_str().is_some_and(|text| ["\"yes\"", "\"no\""].contains(&text));
+    assert!(said || message["tool_calls"][0]["function"]["name"] == "add", "{answer}");
+    ask["tool_choice"] = json!("required");
+    let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask).await);
+    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "add", "{answer}");
+}

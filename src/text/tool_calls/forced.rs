@@ -1,53 +1,78 @@
-//! Grammars of answers that are calls and nothing else.
+//! Grammars of answers that are calls, or may have them.
 
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
 use super::ToolFormat;
-use crate::text::grammar::laid_out;
+use crate::text::grammar::{Grammar, laid_out};
 use crate::text::tokenizer::Tokenizer;
 
-/// Most calls of one forced answer.
-const MOST: usize = 16;
+/// Most calls after the first one.
+const MORE: usize = 15;
 
-/// What a forced answer may call.
+/// What an answer may call.
 #[derive(Debug, Clone, Copy)]
 pub struct ForcedCalls<'a> {
     /// Names and the schemas of their arguments.
     pub functions: &'a [(String, Option<Value>)],
     /// Whether there may be more than one call.
     pub parallel: bool,
+    /// What else an answer may be.
+    pub otherwise: Otherwise<'a>,
 }
 
-/// The grammar, in Lark, of an answer that is calls in the family's own words.
+/// What an answer may be beside calls.
+#[derive(Debug, Clone, Copy)]
+pub enum Otherwise<'a> {
+    /// Nothing.
+    Nothing,
+    /// What a grammar of JSON admits, instead of calls.
+    Json(&'a Grammar),
+    /// Any text, before calls or without them.
+    Text,
+}
+
+/// The grammar of an answer that is calls in the family's own words; `None` where [`Otherwise::Json`] is none.
 #[must_use]
-pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCalls<'_>) -> String {
+pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCalls<'_>) -> Option<Grammar> {
     let mark = |text: &str| match tokenizer.id(text) {
         Some(id) if tokenizer.is_special(id) => format!("<[{id}]>"),
         _ => quoted(text),
     };
-    let key = if format == ToolFormat::Llama { "parameters" } else { "arguments" };
-    let mut lark = String::new();
-    // What may follow the first call.
-    let more =
-        |again: &str| if calls.parallel { format!("({again}){{0,{}}}", MOST - 1) } else { String::new() };
-    let start = match format {
-        ToolFormat::Hermes => {
-            let call = format!("{} \"\\n\" call \"\\n\" {}", mark("<tool_call>"), mark("</tool_call>"));
-            format!("start: marked {}\nmarked: {call}\n", more("\"\\n\" marked"))
-        }
-        ToolFormat::Mistral => {
-            let mark = mark("[TOOL_CALLS]");
-            format!("start: {mark} / ?/ \"[\" call {} \"]\"\n", more("\", \" call"))
-        }
-        ToolFormat::MistralArgs => {
-            format!("start: marked {}\nmarked: {} call\n", more("marked"), mark("[TOOL_CALLS]"))
-        }
-        // The family was trained on one call at a time.
-        ToolFormat::Llama => "start: call\n".to_owned(),
+    let opening = mark(format.mark());
+    let more = |again: &str| if calls.parallel { format!("({again}){{0,{MORE}}}") } else { String::new() };
+    // What follows the first mark.
+    let after = match format {
+        ToolFormat::Hermes => format!("body {}", more(&format!("\"\\n\" {opening} body"))),
+        ToolFormat::MistralArgs => format!("body {}", more(&format!("{opening} body"))),
+        ToolFormat::Mistral | ToolFormat::Llama => "body".to_owned(),
     };
-    lark.push_str(&start);
+    let body = match format {
+        ToolFormat::Hermes => format!("\"\\n\" call \"\\n\" {}", mark("</tool_call>")),
+        ToolFormat::Mistral => format!("/ ?/ \"[\" call {} \"]\"", more("\", \" call")),
+        // The family was trained on one call at a time, without a mark.
+        ToolFormat::MistralArgs | ToolFormat::Llama => "call".to_owned(),
+    };
+    let opening_or_none = if format.bare() { "" } else { &opening };
+    let mut lark = format!("calls: {opening_or_none} {after}\nbody: {body}\n");
+    match calls.otherwise {
+        Otherwise::Nothing => lark.push_str("start: calls\n"),
+        Otherwise::Json(grammar) => {
+            let _ = writeln!(lark, "start: calls | json\njson: %json {}", grammar.schema()?);
+        }
+        // What begins like a call must be one.
+        Otherwise::Text if format.bare() => lark.push_str("start: calls | TEXT |\nTEXT: /[^{](?s:.*)/\n"),
+        Otherwise::Text if opening.starts_with('<') => {
+            let _ = writeln!(lark, "start: TEXT? calls | TEXT |\nTEXT: /(?s:.+)/");
+        }
+        // The first mark ends the text, however the tokens spell it.
+        Otherwise::Text => {
+            let _ = writeln!(lark, "start: lead {after} | TEXT |\nTEXT: /(?s:.+)/");
+            let _ = writeln!(lark, "lead[lazy]: /(?s:.*){}/", format.mark());
+        }
+    }
+    let key = if format == ToolFormat::Llama { "parameters" } else { "arguments" };
     let (mut choices, mut rules) = (Vec::new(), String::new());
     for (at, (name, schema)) in calls.functions.iter().enumerate() {
         choices.push(format!("call{at}"));
@@ -63,7 +88,7 @@ pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCall
         let _ = writeln!(rules, "call{at}: {words}\nargs{at}: %json {arguments}");
     }
     let _ = writeln!(lark, "call: {}", choices.join(" | "));
-    lark + &rules
+    Some(Grammar::Context(lark + &rules))
 }
 
 /// Arguments are an object, whether their schema says so or not.

@@ -206,8 +206,8 @@ fn forced_answers_are_calls_that_the_parser_reads() {
         "properties": {"city": {"enum": ["Bonn"]}}, "required": ["city"], "additionalProperties": false}}});
     let functions = [("weather".to_owned(), Some(place)), ("add".to_owned(), None)];
     for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::MistralArgs, ToolFormat::Llama] {
-        let calls = ForcedCalls { functions: &functions, parallel: false };
-        let grammar = Grammar::Context(forced_calls(format, &tokenizer, calls));
+        let calls = ForcedCalls { functions: &functions, parallel: false, otherwise: Otherwise::Nothing };
+        let grammar = forced_calls(format, &tokenizer, calls).expect("a grammar");
         let mut matcher = compiler.compile(&grammar).unwrap_or_else(|error| panic!("{format:?}: {error}"));
         let mut ids = Vec::new();
         while !matcher.is_complete() && ids.len() < 200 {
@@ -227,5 +227,79 @@ fn forced_answers_are_calls_that_the_parser_reads() {
         assert_eq!((content.as_str(), found.len()), ("", 1), "{format:?}: {text}");
         assert_eq!(found[0].name, "weather");
         assert_eq!(found[0].arguments.replace(' ', ""), "{\"city\":\"Bonn\"}");
+    }
+}
+
+#[test]
+fn an_answer_may_be_calls_or_json() {
+    let tokenizer = bytes_and_words();
+    let compiler = GrammarCompiler::new(&tokenizer, 320, &[260]).expect("builds");
+    let functions = [("add".to_owned(), None)];
+    let digit =
+        Grammar::JsonSchema { schema: json!({"type": "array", "items": {"enum": [1, 2]}}), strict: true };
+    for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::MistralArgs, ToolFormat::Llama] {
+        let calls = ForcedCalls { functions: &functions, parallel: true, otherwise: Otherwise::Json(&digit) };
+        let grammar = forced_calls(format, &tokenizer, calls).expect("a grammar");
+        let matcher = compiler.compile(&grammar).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        let (arguments, call) = ("{\"a\": 1}", "{\"name\": \"add\", \"");
+        let call = match format {
+            ToolFormat::Hermes => format!("<tool_call>\n{call}arguments\": {arguments}}}\n</tool_call>"),
+            ToolFormat::Mistral => format!("[{call}arguments\": {arguments}}}]"),
+            ToolFormat::MistralArgs => format!("add[ARGS]{arguments}"),
+            ToolFormat::Llama => format!("{call}parameters\": {arguments}}}"),
+        };
+        for (text, good) in [("[1, 2]", true), (call.as_str(), true), ("[3]", false), ("text", false)] {
+            let mut matcher = matcher.fork();
+            if good && text == call && matches!(format, ToolFormat::Mistral | ToolFormat::MistralArgs) {
+                matcher.advance(262);
+            }
+            text.bytes().for_each(|byte| matcher.advance(u32::from(byte)));
+            assert_eq!(!matcher.failed(), good, "{format:?}: {text}");
+        }
+    }
+    let regex = Grammar::Regex("a".to_owned());
+    let calls = ForcedCalls { functions: &functions, parallel: true, otherwise: Otherwise::Json(&regex) };
+    assert_eq!(forced_calls(ToolFormat::Hermes, &tokenizer, calls), None);
+}
+
+#[test]
+fn a_call_in_free_text_follows_its_schema_once_it_begins() {
+    let tokenizer = bytes_and_words();
+    let compiler = GrammarCompiler::new(&tokenizer, 320, &[260]).expect("builds");
+    let digit = json!({"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"],
+        "additionalProperties": false});
+    let functions = [("add".to_owned(), Some(digit))];
+    for format in [ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::MistralArgs, ToolFormat::Llama] {
+        let calls = ForcedCalls { functions: &functions, parallel: true, otherwise: Otherwise::Text };
+        let grammar = forced_calls(format, &tokenizer, calls).expect("a grammar");
+        let matcher = compiler.compile(&grammar).unwrap_or_else(|error| panic!("{format:?}: {error}"));
+        let ends = |text: &str| {
+            let mut matcher = matcher.fork();
+            // A mark that is a token of its own.
+            let mut parts = text.split("[TOOL_CALLS]");
+            parts.next().expect("some").bytes().for_each(|byte| matcher.advance(u32::from(byte)));
+            for part in parts {
+                matcher.advance(262);
+                part.bytes().for_each(|byte| matcher.advance(u32::from(byte)));
+            }
+            let mut words = vec![0_u64; 5];
+            matcher.fill(&mut words);
+            !matcher.failed() && words[260 / 64] >> (260 % 64) & 1 == 1
+        };
+        let call = |digit: u8| match format {
+            ToolFormat::Hermes => {
+                format!("<tool_call>\n{{\"name\": \"add\", \"arguments\": {{\"a\": {digit}}}}}\n</tool_call>")
+            }
+            ToolFormat::Mistral => {
+                format!("[TOOL_CALLS][{{\"name\": \"add\", \"arguments\": {{\"a\": {digit}}}}}]")
+            }
+            ToolFormat::MistralArgs => format!("[TOOL_CALLS]add[ARGS]{{\"a\": {digit}}}"),
+            ToolFormat::Llama => format!("{{\"name\": \"add\", \"parameters\": {{\"a\": {digit}}}}}"),
+        };
+        assert!(ends("just <tool> [text]\n") && ends(""), "{format:?}");
+        assert!(ends(&call(2)) && !ends(&call(3)), "{format:?}");
+        if format != ToolFormat::Llama {
+            assert!(ends(&format!("Hm. {}", call(1))) && !ends(&format!("Hm. {}", call(3))), "{format:?}");
+        }
     }
 }
