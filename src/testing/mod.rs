@@ -4,4 +4,4 @@ mod fake_embedder;
 mod fake_runner;
 
 pub use fake_embedder::fake_embedder;
-pub use fake_runner::{FakeRunner, expected_tokens};
+pub use fake_runner::{Draw, FakeRunner, expected_answer, expected_tokens};
