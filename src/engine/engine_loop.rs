@@ -316,4 +316,6 @@ impl<R: StepRunner> Engine<R> {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

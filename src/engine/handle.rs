@@ -261,6 +261,12 @@ impl EventStream {
         self.receiver.recv().await
     }
 
+    /// The next event, if there is one.
+    #[cfg(test)]
+    pub(super) fn try_next(&mut self) -> Option<Event> {
+        self.receiver.try_recv().ok()
+    }
+
     /// The next event, waiting on this thread.
     pub fn blocking_next(&mut self) -> Option<Event> {
         self.receiver.blocking_recv()

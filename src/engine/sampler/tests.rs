@@ -171,3 +171,109 @@ fn plain_draw(logits: &[f32], spec: &SampleSpec) -> u32 {
     }
     kept.last().expect("some").1
 }
+
+/// Logits of a row, different for every context.
+fn logits_after(context: &[u32], vocab: u32) -> Vec<f32> {
+    let hash = context.iter().fold(7_u32, |hash, id| (hash ^ id).wrapping_mul(0x0100_0193));
+    let peak = context.last().copied().unwrap_or(0);
+    (0..vocab)
+        .map(|id| {
+            let noise = (hash ^ id.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b) >> 16;
+            noise as f32 / 65536.0 * 2.0 + if id == (peak + 1) % vocab { 1.5 } else { 0.0 }
+        })
+        .collect()
+}
+
+/// An answer of `tokens` tokens, drawn one by one or in runs over `drafts` guessed tokens each.
+fn answer(params: &SamplingParams, seed: u64, tokens: usize, drafts: usize) -> (Vec<SampledToken>, usize) {
+    const VOCAB: u32 = 40;
+    const PROMPT: [u32; 4] = [3, 4, 5, 3];
+    let (mut sampler, mut accepted) = (Sampler::default(), 0);
+    let (mut context, mut counts) = (PROMPT.to_vec(), TokenCounts::of_prompt(&PROMPT));
+    let mut answer: Vec<SampledToken> = Vec::new();
+    while answer.len() < tokens {
+        let room = drafts.min(tokens - answer.len() - 1);
+        let last = context[context.len() - 1];
+        let guesses: Vec<u32> = (1..=room as u32).map(|step| (last + step) % VOCAB).collect();
+        let rows: Vec<Vec<f32>> =
+            (0..=room).map(|at| logits_after(&[&context[..], &guesses[..at]].concat(), VOCAB)).collect();
+        let one = SampleSpec {
+            drafts: guesses,
+            history: params.has_penalties().then(|| Arc::new(counts.clone())),
+            banned: Some(Banned { ids: Arc::from([4, 9]), before: 16 }),
+            ..spec(params.clone(), seed, context.len() as u32)
+        };
+        let run = sampler.sample_run(|at| &rows[at], &one).expect("draws");
+        accepted += run.len() - 1;
+        for token in run {
+            context.push(token.id);
+            counts.push(token.id);
+            answer.push(token);
+        }
+    }
+    (answer, accepted)
+}
+
+#[test]
+fn guesses_change_neither_tokens_nor_log_probabilities() {
+    let base = SamplingParams { logprobs: Some(3), ..SamplingParams::default() };
+    let penalties = SamplingParams {
+        repetition_penalty: 1.2,
+        presence_penalty: 0.4,
+        frequency_penalty: 0.3,
+        ..base.clone()
+    };
+    let all = [
+        SamplingParams { temperature: 0.0, ..base.clone() },
+        base.clone(),
+        SamplingParams { top_p: 0.8, temperature: 0.7, ..base.clone() },
+        SamplingParams { top_k: Some(5), min_p: 0.05, logit_bias: vec![(7, 2.0), (3, -5.0)], ..base },
+        SamplingParams { temperature: 0.0, ..penalties.clone() },
+        penalties,
+    ];
+    for params in all {
+        let mut accepted = 0;
+        for seed in 0..20 {
+            let (plain, _) = answer(&params, seed, 60, 0);
+            let (guessed, right) = answer(&params, seed, 60, 5);
+            assert_eq!(plain, guessed, "{params:?}");
+            assert!(plain.iter().take(12).all(|token| ![4, 9].contains(&token.id)), "bans hold in runs");
+            accepted += right;
+        }
+        assert!(accepted > 20, "{accepted} accepted: the test must see runs ({params:?})");
+    }
+}
+
+#[test]
+fn guessed_answers_follow_the_distribution() {
+    // The second token after a fixed first one, over many seeds, with a guess that is often right.
+    let logits = logits_after(&[3, 4, 5, 3], 40);
+    let weights: Vec<f64> = logits.iter().map(|x| f64::from(*x).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut sampler = Sampler::default();
+    let mut counts = vec![0.0; 40];
+    let first: Vec<f32> = (0..40).map(|id| if id == 3 { 9.0 } else { 0.0 }).collect();
+    let (mut runs, seeds) = (0.0, 30_000);
+    for seed in 0..seeds {
+        let one = SampleSpec { drafts: vec![3], ..spec(SamplingParams::default(), seed, 3) };
+        let run = sampler.sample_run(|at| if at == 0 { &first } else { &logits }, &one).expect("draws");
+        if let Some(token) = run.get(1) {
+            counts[token.id as usize] += 1.0;
+            runs += 1.0;
+        }
+    }
+    assert!(runs > seeds as f64 * 0.9);
+    for (count, weight) in counts.iter().zip(&weights) {
+        assert!((count / runs - weight / total).abs() < 0.012, "{counts:?}");
+    }
+}
+
+#[test]
+fn a_row_that_gives_no_token_ends_the_run_before_it() {
+    let mut sampler = Sampler::default();
+    let rows = [[0.0, 9.0], [f32::NAN, 0.0]];
+    let greedy = SamplingParams::greedy();
+    let one = SampleSpec { drafts: vec![1, 1], ..spec(greedy.clone(), 0, 0) };
+    assert_eq!(sampler.sample_run(|at| &rows[at], &one).expect("draws").len(), 1);
+    assert_eq!(sampler.sample_run(|_| &rows[1], &one), Err(SampleError::NotFinite));
+}

@@ -74,6 +74,9 @@ impl Scheduler {
                 None
             }
         };
+        // An answer that was stopped before it began is not among them.
+        let others = if group.forked { Vec::new() } else { group.open_answers() };
+        sequence.index = others.first().copied().unwrap_or(sequence.index);
         let row = (plan.input_ids.len() - part.drafts.len()) as u32 - 1;
         let first = SampleSpec {
             row,
@@ -85,7 +88,6 @@ impl Scheduler {
             banned: banned(group, sequence),
             mask,
         };
-        let others = if group.forked { Vec::new() } else { group.open_answers() };
         let others: Vec<SampleSpec> = others
             .into_iter()
             .filter(|index| *index != sequence.index)
