@@ -40,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         max_num_batched_tokens: PROMPT,
         max_waiting: STREAMS,
         prefix_cache: false,
+        speculation: None,
     };
     let build = move || {
         let options = LoadOptions {

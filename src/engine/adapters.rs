@@ -263,3 +263,67 @@ impl Adapters {
         Ok(Arc::new(Resident { uid: state.uids, weights: Arc::new(weights), live: inner.live.clone() }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::tiny_adapters;
+
+    fn resident(adapters: &Adapters) -> Vec<String> {
+        let all = adapters.list().into_iter().filter(|info| info.resident_bytes.is_some());
+        all.map(|info| info.name).collect()
+    }
+
+    #[test]
+    fn the_least_recently_used_idle_adapter_makes_room() {
+        let adapters = tiny_adapters(2, &["a", "b", "c"]);
+        assert_eq!(resident(&adapters), ["b", "c"]);
+        let held = adapters.acquire("b").expect("in memory");
+        let again = adapters.acquire("a").expect("read again");
+        assert_eq!(resident(&adapters), ["a", "b"], "c was not held");
+        assert!(matches!(adapters.acquire("c"), Err(AdapterError::NoRoom { max_resident: 2 })));
+        drop(again);
+        let reread = adapters.acquire("c").expect("a makes room");
+        assert_ne!(reread.uid(), held.uid());
+        assert!(matches!(adapters.acquire("d"), Err(AdapterError::Unknown { .. })));
+    }
+
+    #[test]
+    fn an_unloaded_adapter_lives_as_long_as_it_is_held_and_takes_a_place() {
+        let adapters = tiny_adapters(1, &["a"]);
+        let path = adapters.list()[0].path.clone();
+        let held = adapters.acquire("a").expect("in memory");
+        adapters.unload("a").expect("known");
+        assert!(adapters.unload("a").is_err());
+        assert!(matches!(adapters.load("a", &path, false), Err(AdapterError::NoRoom { .. })));
+        let uid = held.uid();
+        drop(held);
+        adapters.load("a", &path, true).expect("there is room");
+        assert!(matches!(adapters.load("a", &path, false), Err(AdapterError::Exists { .. })));
+        assert_ne!(adapters.acquire("a").expect("in memory").uid(), uid, "another load, another number");
+        assert!(matches!(adapters.load("b", &path, false), Err(AdapterError::NoRoom { .. })), "a is pinned");
+    }
+
+    #[test]
+    fn threads_never_have_more_in_memory_than_there_are_places() {
+        let names = ["a", "b", "c", "d"];
+        let adapters = tiny_adapters(2, &names);
+        std::thread::scope(|scope| {
+            for worker in 0..4 {
+                let adapters = &adapters;
+                scope.spawn(move || {
+                    for at in 0..200 {
+                        match adapters.acquire(names[(worker * 7 + at) % 4]) {
+                            Ok(lease) => {
+                                assert!(adapters.inner.live.load(Ordering::SeqCst) <= 2, "{lease:?}")
+                            }
+                            Err(error) => assert!(matches!(error, AdapterError::NoRoom { .. }), "{error}"),
+                        }
+                    }
+                });
+            }
+        });
+        assert!(adapters.list().iter().all(|info| info.leases == 0));
+        assert_eq!(adapters.inner.live.load(Ordering::SeqCst), resident(&adapters).len());
+    }
+}

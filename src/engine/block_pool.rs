@@ -134,6 +134,13 @@ impl BlockPool {
         Some(block)
     }
 
+    /// Takes another reference to a used block.
+    pub fn share(&mut self, block: u32) {
+        let entry = &mut self.blocks[block as usize];
+        debug_assert!(entry.references > 0, "block {block} is shared, but nobody holds it");
+        entry.references += 1;
+    }
+
     /// Says what a used, full block holds. A block with the same content that is there already stays the known one.
     pub fn publish(&mut self, block: u32, hash: BlockHash) {
         if self.blocks[block as usize].hash.is_none() && !self.by_hash.contains_key(&hash) {

@@ -1,6 +1,6 @@
 //! The door to the engine thread.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc as std_mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -67,11 +67,15 @@ pub enum SubmitError {
 
 pub(super) enum Command {
     Run(Box<Request>, Entry),
+    /// Ends one answer of a request.
+    StopAnswer(u64, u32),
     Wake,
 }
 
 /// What comes with a request: its channel, and its places in the engine's counters.
 pub(super) struct Entry {
+    /// The request's number in this engine.
+    pub(super) id: u64,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) satisfied: Arc<AtomicBool>,
     pub(super) waiting: Place,
@@ -107,6 +111,8 @@ impl Drop for Place {
 pub(super) struct Shared {
     pub(super) limits: EngineLimits,
     pub(super) max_waiting: usize,
+    /// Numbers given to requests so far.
+    pub(super) requests: AtomicU64,
     /// Requests sent and not yet in the running batch.
     pub(super) waiting: AtomicUsize,
     /// Requests not ended.
@@ -131,6 +137,7 @@ impl std::fmt::Debug for Command {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Command::Run(..) => "Run",
+            Command::StopAnswer(..) => "StopAnswer",
             Command::Wake => "Wake",
         })
     }
@@ -156,9 +163,10 @@ impl EngineHandle {
             Place::take(shared, |shared| &shared.open, usize::MAX).map_err(|_| SubmitError::Stopped)?;
         let (events, receiver) = mpsc::channel(channel_capacity(&request));
         let satisfied = Arc::new(AtomicBool::new(false));
-        let entry = Entry { events, satisfied: satisfied.clone(), waiting, open };
+        let id = shared.requests.fetch_add(1, Ordering::SeqCst);
+        let entry = Entry { id, events, satisfied: satisfied.clone(), waiting, open };
         self.commands.send(Command::Run(Box::new(request), entry)).map_err(|_| SubmitError::Stopped)?;
-        Ok(EventStream { receiver, commands: self.commands.clone(), satisfied })
+        Ok(EventStream { id, receiver, commands: self.commands.clone(), satisfied })
     }
 
     /// Whether the engine's thread runs. False for good once it has ended, by a stop or by a panic.
@@ -215,9 +223,6 @@ fn check(request: &Request, limits: &EngineLimits) -> Result<(), SubmitError> {
     if request.n == 0 || request.n > 128 {
         return invalid(format!("n is {}, but must be 1 to 128", request.n));
     }
-    if request.constraint.is_some() && request.n != 1 {
-        return invalid("a grammar needs n = 1".to_owned());
-    }
     let tokens = request.prompt.len() + request.max_tokens as usize;
     if tokens > limits.max_model_len as usize {
         return Err(SubmitError::TooLong { tokens, limit: limits.max_model_len as usize });
@@ -232,6 +237,7 @@ fn check(request: &Request, limits: &EngineLimits) -> Result<(), SubmitError> {
 /// A request's events. Dropping it cancels the request.
 #[derive(Debug)]
 pub struct EventStream {
+    id: u64,
     receiver: mpsc::Receiver<Event>,
     commands: std_mpsc::Sender<Command>,
     satisfied: Arc<AtomicBool>,
@@ -244,9 +250,21 @@ impl EventStream {
         self.satisfied.store(true, Ordering::Relaxed);
     }
 
+    /// Ends answer `index` as stopped, the others go on. Events of it that are under way still arrive, its
+    /// [`Event::Finished`] last; an answer that has ended stays as it is.
+    pub fn stop_answer(&self, index: u32) {
+        let _ = self.commands.send(Command::StopAnswer(self.id, index));
+    }
+
     /// The next event; `None` after the terminal one.
     pub async fn next(&mut self) -> Option<Event> {
         self.receiver.recv().await
+    }
+
+    /// The next event, if there is one.
+    #[cfg(test)]
+    pub(super) fn try_next(&mut self) -> Option<Event> {
+        self.receiver.try_recv().ok()
     }
 
     /// The next event, waiting on this thread.

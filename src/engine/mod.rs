@@ -8,7 +8,7 @@
 //! |---|---|
 //! | `request`, `handle` | what goes in and comes out |
 //! | `adapters` | LoRA adapters by name, in memory and on disk |
-//! | `block_pool`, `sequence`, `scheduler` | which tokens are computed next, and where their keys go |
+//! | `block_pool`, `sequence`, `queues`, `scheduler`, `drafts` | which tokens are computed next, and where their keys go |
 //! | `step`, `runner`, `sampler`, `constraint` | carrying a step out |
 //!
 //! Invariant: every admitted request gets exactly one terminal event ([`Event::Done`] or [`Event::Failed`]).
@@ -16,8 +16,10 @@
 mod adapters;
 mod block_pool;
 mod constraint;
+mod drafts;
 mod engine_loop;
 mod handle;
+mod queues;
 mod request;
 mod runner;
 mod sampler;
@@ -30,6 +32,7 @@ mod token_counts;
 pub use adapters::{AdapterError, AdapterInfo, AdapterLease, Adapters};
 pub use block_pool::{BlockHash, BlockPool, BlockState};
 pub use constraint::{BitMask, Constraint};
+pub use drafts::SpeculationConfig;
 pub use engine_loop::{EngineConfig, EngineThread, start};
 pub use handle::{EngineHandle, EngineLimits, EventStream, SubmitError};
 pub use request::{
@@ -39,5 +42,5 @@ pub use request::{
 pub use runner::{ModelRunner, RunnerError, StepRunner};
 pub use sampler::{Sampler, philox_uniform};
 pub use stats::EngineStats;
-pub use step::{SampleSpec, StepOutput, StepPlan, Ticket};
+pub use step::{Banned, SampleSpec, StepOutput, StepPlan, Ticket};
 pub use token_counts::TokenCounts;

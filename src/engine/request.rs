@@ -105,7 +105,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// How tokens are drawn.
     pub sampling: SamplingParams,
-    /// Most tokens of an answer.
+    /// Most tokens of an answer; with 0 the prompt is computed and nothing is drawn.
     pub max_tokens: u32,
     /// No stop before this many.
     pub min_tokens: u32,
@@ -117,7 +117,7 @@ pub struct Request {
     pub deadline: Option<Instant>,
     /// The adapter that answers; `None`: the base model.
     pub adapter: Option<AdapterLease>,
-    /// A grammar that the answer follows (with `n` = 1).
+    /// A grammar that each answer follows.
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
@@ -156,7 +156,7 @@ pub struct TokenLogprobs {
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A stop token (`None` when something outside the engine ended it).
+    /// A stop token (`None` when its grammar or something outside the engine ended it).
     Stop(Option<u32>),
     /// `max_tokens` or the window.
     Length,

@@ -53,11 +53,11 @@ pub struct ModelRunner {
     gate: Option<Arc<Gate>>,
 }
 
-/// What a row of logits becomes.
+/// What rows of logits become.
 #[derive(Clone)]
-enum RowResult {
+enum Drawn {
     Pending,
-    Token(Result<SampledToken, SampleError>),
+    Tokens(Result<Vec<SampledToken>, SampleError>),
     Prompt(TokenLogprobs),
 }
 
@@ -75,6 +75,28 @@ impl ModelRunner {
     pub fn with_gate(mut self, gate: Arc<Gate>) -> ModelRunner {
         self.gate = Some(gate);
         self
+    }
+
+    /// Asks for the logits of every drawn token, then of the prompts' positions; returns where each begins. Answers
+    /// that part from one prompt stand side by side and share their row.
+    fn gather_rows(&mut self, plan: &StepPlan) -> Vec<usize> {
+        self.rows.clear();
+        let mut first_rows = Vec::with_capacity(plan.samples.len() + plan.prompt_logprobs.len());
+        let mut previous = None;
+        for sample in &plan.samples {
+            if previous != Some(sample.row) {
+                first_rows.push(self.rows.len());
+                self.rows.extend(sample.row..=sample.row + sample.drafts.len() as u32);
+            } else if let Some(first) = first_rows.last().copied() {
+                first_rows.push(first);
+            }
+            previous = Some(sample.row);
+        }
+        for (row, _, _) in &plan.prompt_logprobs {
+            first_rows.push(self.rows.len());
+            self.rows.push(*row);
+        }
+        first_rows
     }
 }
 
@@ -97,11 +119,9 @@ impl StepRunner for ModelRunner {
     }
 
     fn collect(&mut self, plan: &StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
+        let first_rows = self.gather_rows(plan);
         let _held = self.gate.as_ref().filter(|_| !plan.samples.is_empty()).map(|gate| gate.hold());
-        // Rows for drawn tokens first, then those for the prompt's log probabilities.
-        self.rows.clear();
-        self.rows.extend(plan.samples.iter().map(|sample| sample.row));
-        self.rows.extend(plan.prompt_logprobs.iter().map(|(row, _, _)| *row));
+        self.kv.copy_blocks(&plan.copies).map_err(|error| RunnerError { message: error.to_string() })?;
         let batch = ForwardBatch {
             input_ids: &plan.input_ids,
             positions: &plan.positions,
@@ -116,23 +136,24 @@ impl StepRunner for ModelRunner {
             .decoder
             .forward(&batch, &mut self.kv)
             .map_err(|error| RunnerError { message: error.to_string() })?;
-        // A row depends on nothing but itself, so workers may take rows in any order.
-        let mut rows = vec![RowResult::Pending; self.rows.len()];
-        self.exec.each_with(&mut self.samplers, &mut rows, &|sampler, at, result| {
+        // An answer's rows go in order on one worker; answers depend on nothing but their own rows.
+        let mut drawn = vec![Drawn::Pending; first_rows.len()];
+        self.exec.each_with(&mut self.samplers, &mut drawn, &|sampler, at, result| {
+            let first = first_rows[at];
             *result = match plan.samples.get(at) {
-                Some(sample) => RowResult::Token(sampler.sample(logits.row(at), sample)),
+                Some(sample) => Drawn::Tokens(sampler.sample_run(|next| logits.row(first + next), sample)),
                 None => {
                     let (_, id, n) = plan.prompt_logprobs[at - plan.samples.len()];
-                    RowResult::Prompt(sampler.logprobs(logits.row(at), id, n))
+                    Drawn::Prompt(sampler.logprobs(logits.row(first), id, n))
                 }
             };
         });
         let mut output = StepOutput::default();
-        for row in rows {
-            match row {
-                RowResult::Token(token) => output.samples.push(token),
-                RowResult::Prompt(logprobs) => output.prompt_logprobs.push(logprobs),
-                RowResult::Pending => {}
+        for result in drawn {
+            match result {
+                Drawn::Tokens(tokens) => output.samples.push(tokens),
+                Drawn::Prompt(logprobs) => output.prompt_logprobs.push(logprobs),
+                Drawn::Pending => {}
             }
         }
         Ok(output)

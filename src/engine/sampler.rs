@@ -5,6 +5,8 @@
 //! request's seed with the position as counter: they depend on nothing else, so a seed gives the same tokens in any
 //! batch, after any preemption, on any device.
 
+use std::sync::Arc;
+
 use tarn_kernels::{Exec, SOFTMAX_BLOCK, SoftmaxStats, argmax, softmax_stats, softmax_weight};
 
 use super::request::{SampleError, SampledToken, TokenLogprobs};
@@ -51,6 +53,42 @@ const GREEDY_BELOW: f32 = 1e-5;
 const LADDER: [f32; 3] = [4.0, 10.0, 20.0];
 
 impl Sampler {
+    /// The tokens for `spec`, at least one: from `rows(0)`, and from `rows(i)` while the token before is its draft.
+    ///
+    /// Each is drawn as if nothing had been drafted: from its own row, with the random number of its own position and
+    /// the tokens before it as history. A draft is accepted where it is the token that is drawn anyway, so the answer
+    /// is the one without speculation, token for token; the rejection rule (Leviathan et al. 2023) only keeps the
+    /// distribution.
+    ///
+    /// # Errors
+    /// [`SampleError`] when the first token cannot be drawn. Where a later one cannot, the run ends before it.
+    pub fn sample_run<'a>(
+        &mut self,
+        rows: impl Fn(usize) -> &'a [f32],
+        spec: &SampleSpec,
+    ) -> Result<Vec<SampledToken>, SampleError> {
+        let first = self.sample(rows(0), spec)?;
+        let mut run = vec![first];
+        if spec.drafts.first() != Some(&run[0].id) {
+            return Ok(run);
+        }
+        let mut next = SampleSpec { drafts: Vec::new(), mask: None, ..spec.clone() };
+        for at in 0..spec.drafts.len() {
+            if spec.drafts[at] != run[at].id {
+                break;
+            }
+            next.position = spec.position + at as u32 + 1;
+            if let Some(history) = &mut next.history {
+                Arc::make_mut(history).push(run[at].id);
+            }
+            match self.sample(rows(at + 1), &next) {
+                Ok(token) => run.push(token),
+                Err(_) => break,
+            }
+        }
+        Ok(run)
+    }
+
     /// The token for `spec` from the model's `logits` `[vocab]`.
     ///
     /// # Errors
@@ -229,7 +267,7 @@ fn check(max: f32) -> Result<(), SampleError> {
 /// Whether anything but the model decides the logits.
 fn adjusts(spec: &SampleSpec) -> bool {
     spec.mask.is_some()
-        || spec.banned.is_some()
+        || spec.banned().is_some()
         || spec.history.is_some()
         || !spec.params.logit_bias.is_empty()
 }
@@ -238,7 +276,7 @@ fn adjust(logits: &mut [f32], spec: &SampleSpec) {
     if let Some(mask) = &spec.mask {
         apply_mask(logits, mask.words());
     }
-    for id in spec.banned.iter().flat_map(|banned| banned.iter()) {
+    for id in spec.banned().unwrap_or_default() {
         if let Some(logit) = logits.get_mut(*id as usize) {
             *logit = f32::NEG_INFINITY;
         }
@@ -298,177 +336,4 @@ fn keep_best(candidates: &mut Vec<(f32, u32)>, n: usize) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use super::*;
-    use crate::engine::{BitMask, SamplingParams, TokenCounts};
-
-    fn spec(params: SamplingParams, seed: u64, position: u32) -> SampleSpec {
-        SampleSpec {
-            row: 0,
-            params: Arc::new(params),
-            seed,
-            position,
-            history: None,
-            banned: None,
-            mask: None,
-        }
-    }
-
-    fn frequencies(params: &SamplingParams, logits: &[f32], draws: u32) -> Vec<f64> {
-        let mut sampler = Sampler::default();
-        let mut counts = vec![0.0; logits.len()];
-        for position in 0..draws {
-            let token = sampler.sample(logits, &spec(params.clone(), 42, position)).expect("draws");
-            counts[token.id as usize] += 1.0 / f64::from(draws);
-        }
-        counts
-    }
-
-    #[test]
-    fn philox_gives_the_published_words() {
-        // Random123's known-answer test: counter and key all zero give 6627e8d5 first.
-        assert_eq!(philox_uniform(0, 0), (0x6627_e8d5_u32 >> 8) as f32 / (1_u32 << 24) as f32);
-    }
-
-    #[test]
-    fn draws_follow_the_distribution() {
-        let logits = [0.0, 1.0, 2.0, -1.0];
-        for temperature in [0.5_f32, 1.0, 2.0] {
-            let weights: Vec<f64> = logits.iter().map(|x| f64::from(x / temperature).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            let found =
-                frequencies(&SamplingParams { temperature, ..SamplingParams::default() }, &logits, 20_000);
-            for (f, w) in found.iter().zip(&weights) {
-                assert!((f - w / total).abs() < 0.012, "{found:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn truncation_keeps_exactly_the_likeliest() {
-        let logits: Vec<f32> = (0..1000).map(|at| -((at * 7 % 1000) as f32) * 0.01).collect();
-        let kept =
-            |params: SamplingParams| frequencies(&params, &logits, 5000).iter().filter(|f| **f > 0.0).count();
-        let base = SamplingParams::default();
-        assert_eq!(kept(SamplingParams { top_k: Some(3), ..base.clone() }), 3);
-        // exp(-0.01 n) >= 0.95 for n <= 5.
-        assert_eq!(kept(SamplingParams { min_p: 0.95, ..base.clone() }), 6);
-        // 1 - exp(-0.01 n) of the whole (nearly 1): 5 % takes 6 tokens.
-        assert_eq!(kept(SamplingParams { top_p: 0.05, ..base.clone() }), 6);
-        assert!(kept(SamplingParams { top_p: 0.999, ..base }) > 400);
-    }
-
-    #[test]
-    fn penalties_bias_and_bans_equal_their_definitions() {
-        let params = SamplingParams {
-            temperature: 0.0,
-            repetition_penalty: 2.0,
-            presence_penalty: 0.5,
-            frequency_penalty: 0.25,
-            logit_bias: vec![(4, 3.0)],
-            ..SamplingParams::default()
-        };
-        let mut sampler = Sampler::default();
-        let mut spec = spec(params, 0, 0);
-        let mut counts = TokenCounts::of_prompt(&[0, 1]);
-        [1, 1, 2].iter().for_each(|id| counts.push(*id));
-        spec.history = Some(Arc::new(counts));
-        spec.banned = Some(Arc::from([3]));
-        sampler.sample(&[4.0, -1.0, 2.0, 9.0, 0.0], &spec).expect("draws");
-        assert_eq!(sampler.logits, [2.0, -2.0 - 0.5 - 0.5, 1.0 - 0.25 - 0.5, f32::NEG_INFINITY, 3.0]);
-    }
-
-    #[test]
-    fn log_probabilities_are_the_models_own() {
-        let mut sampler = Sampler::default();
-        let params = SamplingParams { temperature: 0.0, logprobs: Some(2), ..SamplingParams::default() };
-        let token = sampler.sample(&[1.0, 3.0, 2.0], &spec(params, 0, 0)).expect("draws");
-        let total: f32 = [1.0_f32, 3.0, 2.0].iter().map(|x| x.exp()).sum();
-        assert_eq!(token.id, 1);
-        assert!((token.logprob.expect("asked") - (3.0 - total.ln())).abs() < 1e-6);
-        assert_eq!(token.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2]);
-    }
-
-    #[test]
-    fn logits_without_a_possible_token_are_an_error_and_not_token_zero() {
-        let mut sampler = Sampler::default();
-        for temperature in [0.0, 1.0] {
-            let params = SamplingParams { temperature, ..SamplingParams::default() };
-            let mut nothing = spec(params.clone(), 1, 1);
-            nothing.mask = Some(BitMask::none(3));
-            assert_eq!(sampler.sample(&[1.0, 2.0, 3.0], &nothing), Err(SampleError::NothingAllowed));
-            for bad in [f32::NAN, f32::INFINITY] {
-                let found = sampler.sample(&[1.0, bad, 3.0], &spec(params.clone(), 1, 1));
-                assert_eq!(found, Err(SampleError::NotFinite));
-            }
-        }
-    }
-
-    #[test]
-    fn a_temperature_near_zero_is_greedy() {
-        let mut sampler = Sampler::default();
-        let logits: Vec<f32> = (0..5000).map(|at| (at * 37 % 5000) as f32 * 1e-3).collect();
-        for temperature in [1e-6, 1e-38, f32::MIN_POSITIVE / 4.0] {
-            let params = SamplingParams { temperature, ..SamplingParams::default() };
-            let token = sampler.sample(&logits, &spec(params, 3, 9)).expect("draws");
-            assert_eq!(logits[token.id as usize], 4.999);
-        }
-    }
-
-    #[test]
-    fn a_mask_decides_word_by_word_what_is_possible() {
-        let mut mask = BitMask::none(200);
-        (0..64).chain([70, 199]).for_each(|id| mask.allow(id));
-        let mut logits = vec![1.0; 300];
-        apply_mask(&mut logits, mask.words());
-        let open: Vec<u32> = (0..300).filter(|id| logits[*id as usize] == 1.0).collect();
-        assert_eq!(open, (0..64).chain([70, 199]).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn candidates_that_are_gathered_step_by_step_give_what_all_of_them_give() {
-        // A flat tail makes the first steps of the ladder too few for a large top-p, a peak makes them enough.
-        let logits: Vec<f32> =
-            (0..3000).map(|at| if at % 500 == 0 { 9.0 } else { -((at * 7 % 97) as f32) * 0.1 }).collect();
-        let mut sampler = Sampler::default();
-        for (top_p, top_k, min_p) in
-            [(0.5, None, 0.0), (0.999, None, 0.0), (1.0, Some(700), 0.0), (0.9, None, 1e-4)]
-        {
-            let params = SamplingParams { top_p, top_k, min_p, ..SamplingParams::default() };
-            for position in 0..50 {
-                let one = spec(params.clone(), 5, position);
-                let found = sampler.sample(&logits, &one).expect("draws");
-                assert_eq!(found.id, plain_draw(&logits, &one), "{params:?}");
-            }
-        }
-    }
-
-    /// Truncation and draw over the whole sorted vocabulary.
-    fn plain_draw(logits: &[f32], spec: &SampleSpec) -> u32 {
-        let params = &spec.params;
-        let mut all: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
-        all.sort_by(best_first);
-        let weight = |x: f32| f64::from(softmax_weight(x, all[0].0, 1.0 / params.temperature));
-        let mut kept: Vec<(f64, u32)> = all.iter().map(|(x, id)| (weight(*x), *id)).collect();
-        kept.truncate(params.top_k.map_or(usize::MAX, |k| k as usize));
-        kept.retain(|(w, _)| *w >= f64::from(params.min_p));
-        let total: f64 = kept.iter().map(|(w, _)| w).sum();
-        let mut sum = 0.0;
-        let cut = kept.iter().position(|(w, _)| {
-            sum += w;
-            sum >= f64::from(params.top_p) * total
-        });
-        kept.truncate(cut.map_or(usize::MAX, |cut| cut + 1));
-        let total: f64 = kept.iter().map(|(w, _)| w).sum();
-        let mut left = f64::from(philox_uniform(spec.seed, u64::from(spec.position))) * total;
-        for (w, id) in &kept {
-            if left < *w {
-                return *id;
-            }
-            left -= w;
-        }
-        kept.last().expect("some").1
-    }
-}
+mod tests;

@@ -1,30 +1,36 @@
 //! Which tokens the next step computes.
 //!
 //! - Every running sequence asks for `tokens - computed` tokens: one in decode, a chunk in prefill. They share
-//!   `max_num_batched_tokens`, decodes first, so a long prompt slows nobody down by more than its chunk.
-//! - Waiting requests are admitted by customer: interactive before batch, then the customer that was served the fewest
-//!   tokens. A batch request that has waited for [`AGING`] counts as interactive, so nothing starves.
-//! - A sequence that finds no block takes one from the youngest running sequence, which goes back to its queue and is
-//!   recomputed (its full blocks stay in the prefix cache while they can).
+//!   `max_num_batched_tokens`, decodes first, so a long prompt slows nobody down by more than its chunk. Prefills share
+//!   what is left evenly between customers, interactive before batch: a flood of long prompts from one customer does
+//!   not hold up another's first token.
+//! - Waiting requests are admitted by [`Queues`]. While others wait, a customer holds no more than its share of the
+//!   running sequences; a request with a right to a place takes it from a batch request, else from a customer that
+//!   has more than its share.
+//! - A sequence that finds no block takes one from the youngest running sequence, batch before interactive. Whoever
+//!   loses its place goes back to its queue and is recomputed (its full blocks stay in the prefix cache while they
+//!   can).
+//! - What is then left of the step may be filled with guesses ([`drafts`](super::drafts)).
 
-use std::collections::{HashMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod fairness;
+mod forks;
+mod plan;
+
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::model::{KvSpec, SeqSpan};
+use crate::model::KvSpec;
 
 use super::block_pool::{BlockPool, BlockState};
-use super::constraint::BitMask;
+use super::drafts::{Drafter, SpeculationConfig};
 use super::handle::EngineLimits;
-use super::request::{EngineError, Priority};
+use super::queues::{Queues, Turn, is_behind};
+use super::request::EngineError;
 use super::sequence::{Group, Sequence};
-use super::step::{SampleSpec, StepPlan};
+use super::step::StepPlan;
 
 const BLOCK: usize = KvSpec::BLOCK_SIZE;
-
-/// After this long a batch request goes with the interactive ones.
-const AGING: Duration = Duration::from_secs(10);
 
 /// Limits of a step.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +38,7 @@ pub(super) struct SchedulerConfig {
     pub(super) max_num_seqs: usize,
     pub(super) max_num_batched_tokens: usize,
     pub(super) prefix_cache: bool,
+    pub(super) speculation: Option<SpeculationConfig>,
     pub(super) limits: EngineLimits,
 }
 
@@ -41,34 +48,43 @@ pub(super) struct Scheduler {
     pub(super) pool: BlockPool,
     pub(super) groups: HashMap<u64, Group>,
     pub(super) running: Vec<Sequence>,
-    /// Waiting sequences by customer, oldest first.
-    queues: HashMap<Arc<str>, VecDeque<Sequence>>,
-    /// Tokens served to each customer, less what the least served one had when a customer came.
-    served: HashMap<Arc<str>, u64>,
+    pub(super) queues: Queues,
     admissions: u64,
     pub(super) preemptions: u64,
     pub(super) prefix_queries: u64,
     pub(super) prefix_hits: u64,
     /// Sequences of the planned step.
     pub(super) planned: Vec<Planned>,
-    /// Groups whose grammar failed while the step was planned: they are not in it.
+    /// Groups whose grammar failed while the step was planned: what is drawn for them does not count.
     pub(super) failed: Vec<(u64, EngineError)>,
+    /// Blocks that the next step copies first.
+    copies: Vec<(u32, u32)>,
 }
 
 /// A sequence's part of a step.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Planned {
     /// Index into `running`.
     pub(super) at: usize,
+    /// Known tokens that are computed.
     pub(super) tokens: usize,
+    /// Guesses that are computed after them.
+    pub(super) drafts: Vec<u32>,
+    /// The plan's samples that are its own: one, or one an answer where the prompt of several ends.
+    pub(super) samples: usize,
     /// Rows of the plan's prompt log probabilities that are its own.
     pub(super) logprob_rows: usize,
 }
 
-/// What the head of the queues takes from the pool when it is admitted.
+impl Planned {
+    fn new(at: usize, tokens: usize) -> Planned {
+        Planned { at, tokens, drafts: Vec::new(), samples: 0, logprob_rows: 0 }
+    }
+}
+
+/// What a waiting sequence takes from the pool when it is admitted.
 struct Admission {
-    customer: Arc<str>,
-    at: usize,
+    turn: Turn,
     /// Blocks of its prefix that the pool has.
     known: usize,
     /// Blocks to allocate.
@@ -83,78 +99,31 @@ impl Scheduler {
             config,
             groups: HashMap::new(),
             running: Vec::new(),
-            queues: HashMap::new(),
-            served: HashMap::new(),
+            queues: Queues::default(),
             admissions: 0,
             preemptions: 0,
             prefix_queries: 0,
             prefix_hits: 0,
             planned: Vec::new(),
             failed: Vec::new(),
+            copies: Vec::new(),
         }
     }
 
-    pub(super) fn waiting(&self) -> usize {
-        self.queues.values().map(VecDeque::len).sum()
-    }
-
     pub(super) fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.queues.values().all(VecDeque::is_empty)
+        self.running.is_empty() && self.queues.is_empty()
     }
 
     /// Queues a sequence of an admitted group.
     pub(super) fn enqueue(&mut self, sequence: Sequence) {
         let customer = self.groups[&sequence.group].customer.clone();
-        let known = self.queues.get(&customer).is_some_and(|queue| !queue.is_empty())
-            || self.running.iter().any(|seq| self.groups[&seq.group].customer == customer);
-        if !known {
-            // A customer that comes back does not bring credit from its absence.
-            let active = self.active_customers();
-            let least = active.iter().filter_map(|name| self.served.get(name)).min().copied().unwrap_or(0);
-            let served = self.served.entry(customer.clone()).or_insert(0);
-            *served = (*served).max(least);
-            if self.served.len() > 4096 {
-                self.served.retain(|name, _| active.contains(name) || *name == customer);
-            }
-        }
-        self.queues.entry(customer).or_default().push_back(sequence);
+        let running: Vec<Arc<str>> =
+            self.running.iter().map(|seq| self.groups[&seq.group].customer.clone()).collect();
+        self.queues.push_back(customer, sequence, &running);
     }
 
-    fn active_customers(&self) -> Vec<Arc<str>> {
-        let waiting = self.queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(name, _)| name.clone());
-        waiting.chain(self.running.iter().map(|seq| self.groups[&seq.group].customer.clone())).collect()
-    }
-
-    /// Removes the waiting sequences that `ends` says so of.
-    pub(super) fn remove_waiting(&mut self, ends: impl Fn(&Group) -> bool) -> Vec<Sequence> {
-        let Scheduler { queues, groups, .. } = self;
-        let mut removed = Vec::new();
-        for queue in queues.values_mut() {
-            if queue.iter().any(|sequence| ends(&groups[&sequence.group])) {
-                let all = std::mem::take(queue).into_iter();
-                let (gone, kept): (VecDeque<_>, _) = all.partition(|sequence| ends(&groups[&sequence.group]));
-                *queue = kept;
-                removed.extend(gone);
-            }
-        }
-        queues.retain(|_, queue| !queue.is_empty());
-        removed
-    }
-
-    /// Drops the waiting sequences of these groups.
-    pub(super) fn forget_waiting(&mut self, ended: &[u64]) {
-        self.queues.values_mut().for_each(|queue| queue.retain(|sequence| !ended.contains(&sequence.group)));
-        self.queues.retain(|_, queue| !queue.is_empty());
-    }
-
-    /// Takes a running sequence out and frees its blocks.
-    pub(super) fn release(&mut self, mut sequence: Sequence) -> Sequence {
-        self.free(&mut sequence);
-        sequence
-    }
-
-    /// Last block first, so that the beginning of a prefix is evicted last.
-    fn free(&mut self, sequence: &mut Sequence) {
+    /// Gives a sequence's blocks back, the last one first, so that the beginning of a prefix is evicted last.
+    pub(super) fn free(&mut self, sequence: &mut Sequence) {
         for block in sequence.blocks.drain(..).rev() {
             self.pool.release(block);
         }
@@ -166,53 +135,45 @@ impl Scheduler {
     pub(super) fn schedule(&mut self, plan: &mut StepPlan) {
         plan.clear();
         self.planned.clear();
+        self.make_way();
+        self.allot();
+        // Decodes before prefills, older before younger; those without a part in this step stand behind.
+        self.running.sort_by_key(|seq| (seq.allotted == 0, seq.pending() > 1, seq.admitted));
         let mut budget = self.config.max_num_batched_tokens;
-        // Decodes before prefills, older before younger.
-        self.running.sort_by_key(|seq| (seq.pending() > 1, seq.admitted));
         let mut at = 0;
-        while at < self.running.len() && budget > 0 {
-            let tokens = self.running[at].pending().min(budget);
+        while let Some(tokens) = self.running.get(at).map(|seq| seq.allotted).filter(|tokens| *tokens > 0) {
             let blocks = (self.running[at].computed + tokens).div_ceil(BLOCK);
             if self.grow(at, blocks) {
-                self.planned.push(Planned { at, tokens, logprob_rows: 0 });
+                self.planned.push(Planned::new(at, tokens));
                 budget -= tokens;
                 at += 1;
             }
             // Else the sequence itself was preempted and another stands at `at`.
         }
         while budget > 0 && self.running.len() < self.config.max_num_seqs {
-            let Some(admission) = self.next_admission(budget) else { break };
+            let Some(admission) = self.next_turn().and_then(|turn| self.admission(turn, budget)) else {
+                break;
+            };
             budget -= admission.tokens;
             self.admit(&admission);
         }
-        for planned in 0..self.planned.len() {
-            let Planned { at, tokens, .. } = self.planned[planned];
-            self.planned[planned].logprob_rows = self.add_to_plan(plan, at, tokens);
-        }
+        self.add_drafts(budget);
+        self.fill(plan);
     }
 
-    /// Gives running sequence `at` blocks up to `blocks`, preempting the youngest if there are none. False when `at`
-    /// itself was preempted.
+    /// Gives running sequence `at` blocks up to `blocks`, preempting another if there are none. False when `at` itself
+    /// was preempted.
     fn grow(&mut self, at: usize, blocks: usize) -> bool {
+        let now = Instant::now();
         while self.running[at].blocks.len() < blocks {
             if let Some(block) = self.pool.allocate() {
                 self.running[at].blocks.push(block);
                 continue;
             }
-            // Only sequences that are not in this plan yet can go; the youngest of them does.
-            let planned = |index: usize| self.planned.iter().any(|planned| planned.at == index);
-            let victim = (0..self.running.len())
-                .filter(|index| !planned(*index))
-                .max_by_key(|index| self.running[*index].admitted)
-                .unwrap_or(at);
-            let mut sequence = self.running.remove(victim);
-            debug_assert!(
-                self.planned.iter().all(|planned| planned.at < victim),
-                "planned sequences stand in front"
-            );
-            self.free(&mut sequence);
-            self.preemptions += 1;
-            self.put_back(sequence);
+            // The planned ones stand before `at`: only sequences that are not in this plan yet can go.
+            let rank = |seq: &Sequence| (is_behind(&self.groups[&seq.group], now), seq.admitted);
+            let victim = (at..self.running.len()).max_by_key(|at| rank(&self.running[*at])).unwrap_or(at);
+            self.preempt(victim);
             if victim == at {
                 return false;
             }
@@ -220,45 +181,22 @@ impl Scheduler {
         true
     }
 
-    fn put_back(&mut self, mut sequence: Sequence) {
+    /// Puts running sequence `at` back to the front of its queue, without its blocks.
+    fn preempt(&mut self, at: usize) {
+        let mut sequence = self.running.remove(at);
         self.free(&mut sequence);
+        self.preemptions += 1;
         let customer = self.groups[&sequence.group].customer.clone();
-        self.queues.entry(customer).or_default().push_front(sequence);
+        self.queues.push_front(customer, sequence);
     }
 
-    /// The customer whose turn it is, and which of its waiting sequences.
-    fn next_turn(&self) -> Option<(Arc<str>, usize)> {
-        let now = Instant::now();
-        let turn = |queue: &VecDeque<Sequence>| {
-            queue
-                .iter()
-                .enumerate()
-                .map(|(at, seq)| {
-                    let group = &self.groups[&seq.group];
-                    let behind =
-                        group.priority == Priority::Batch && now.duration_since(group.arrived) < AGING;
-                    (behind, at)
-                })
-                .min()
-        };
-        self.queues
-            .iter()
-            .filter_map(|(customer, queue)| turn(queue).map(|(behind, at)| (behind, customer, at)))
-            .min_by_key(|(behind, customer, _)| {
-                (*behind, self.served.get(*customer).copied().unwrap_or(0), (*customer).clone())
-            })
-            .map(|(_, customer, at)| (customer.clone(), at))
-    }
-
-    /// What the waiting sequence whose turn it is would take; `None` when nothing waits or the pool has no room for
-    /// it. Takes nothing yet: a head of the queue that does not fit is asked again every step.
-    fn next_admission(&mut self, budget: usize) -> Option<Admission> {
-        let (customer, at) = self.next_turn()?;
-        let sequence = self.queues.get_mut(&customer)?.get_mut(at)?;
+    /// What the waiting sequence whose turn it is would take; `None` when the pool has no room for it. Takes nothing
+    /// yet: a head of the queue that does not fit is asked again every step.
+    fn admission(&mut self, turn: Turn, budget: usize) -> Option<Admission> {
+        let sequence = self.queues.get_mut(&turn)?;
         let group = &self.groups[&sequence.group];
         let (mut known, mut cached) = (0, 0);
-        // Log probabilities of the prompt need every position computed, once.
-        if self.config.prefix_cache && (group.params.prompt_logprobs.is_none() || group.prompt_sent) {
+        if uses_prefix_cache(&self.config, group) {
             // At least one token is left to compute, for its logits.
             let usable = (sequence.tokens.len() - 1) / BLOCK;
             sequence.hash_blocks(group.root, usable);
@@ -270,16 +208,12 @@ impl Scheduler {
         let computed = known * BLOCK;
         let tokens = (sequence.tokens.len() - computed).min(budget);
         let fresh = (computed + tokens).div_ceil(BLOCK) - known;
-        (self.pool.available() >= fresh + cached).then_some(Admission { customer, at, known, fresh, tokens })
+        (self.pool.available() >= fresh + cached).then_some(Admission { turn, known, fresh, tokens })
     }
 
     /// Moves a waiting sequence to the running ones and plans its first tokens.
     fn admit(&mut self, admission: &Admission) {
-        let Some(queue) = self.queues.get_mut(&admission.customer) else { return };
-        let Some(mut sequence) = queue.remove(admission.at) else { return };
-        if queue.is_empty() {
-            self.queues.remove(&admission.customer);
-        }
+        let Some(mut sequence) = self.queues.take(&admission.turn) else { return };
         let known = sequence.hashes[..admission.known].iter().map_while(|hash| self.pool.acquire(hash));
         sequence.blocks.extend(known);
         sequence.blocks.extend((0..admission.fresh).map_while(|_| self.pool.allocate()));
@@ -289,113 +223,84 @@ impl Scheduler {
         self.admissions += 1;
         sequence.admitted = self.admissions;
         if let Some(group) = self.groups.get_mut(&sequence.group) {
-            if self.config.prefix_cache && (group.params.prompt_logprobs.is_none() || group.prompt_sent) {
+            if uses_prefix_cache(&self.config, group) {
                 self.prefix_queries += sequence.tokens.len() as u64;
                 self.prefix_hits += sequence.computed as u64;
             }
             group.admit(Instant::now(), sequence.computed);
         }
-        self.planned.push(Planned { at: self.running.len(), tokens: admission.tokens, logprob_rows: 0 });
+        self.insert_planned(sequence, admission.tokens);
+    }
+
+    /// Puts a sequence behind the planned ones, as the next of them.
+    fn insert_planned(&mut self, sequence: Sequence, tokens: usize) {
+        self.planned.push(Planned::new(self.running.len(), tokens));
         self.running.push(sequence);
     }
 
-    /// Adds running sequence `at`; returns how many rows of prompt log probabilities it asked for.
-    fn add_to_plan(&mut self, plan: &mut StepPlan, at: usize, tokens: usize) -> usize {
-        let sequence = &mut self.running[at];
-        let group = &self.groups[&sequence.group];
-        let start = plan.input_ids.len() as u32;
-        let (from, to) = (sequence.computed, sequence.computed + tokens);
-        plan.sequences.push(SeqSpan {
-            query_start: start,
-            query_len: tokens as u32,
-            context_len: to as u32,
-            table_start: plan.block_tables.len() as u32,
-        });
-        plan.block_tables.extend_from_slice(&sequence.blocks);
-        for position in from..to {
-            plan.input_ids.push(sequence.tokens[position]);
-            plan.positions.push(position as u32);
-            plan.slot_mapping
-                .push(sequence.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32);
-        }
-        let rows_before = plan.prompt_logprobs.len();
-        if let Some(top) = group.params.prompt_logprobs.filter(|_| !group.prompt_sent) {
-            let wanted = from..to.min(sequence.prompt_len.saturating_sub(1));
-            for position in wanted.filter(|position| position + 1 > group.prompt_logprobs.len()) {
-                let row = start + (position - from) as u32;
-                plan.prompt_logprobs.push((row, sequence.tokens[position + 1], top));
-            }
-        }
-        if to == sequence.tokens.len() && group.max_tokens > 0 {
-            let mask = match fill_mask(sequence, self.config.limits.vocab_size) {
-                Ok(mask) => mask,
-                Err(message) => {
-                    // Its tokens stay in the step, unused; the others of the plan are not touched.
-                    self.failed.push((sequence.group, EngineError::Constraint { message }));
-                    None
-                }
-            };
-            let early = (sequence.tokens.len() - sequence.prompt_len) < group.min_tokens as usize;
-            plan.samples.push(SampleSpec {
-                row: plan.input_ids.len() as u32 - 1,
-                params: group.params.clone(),
-                seed: group.seed.wrapping_add(u64::from(sequence.index)),
-                position: sequence.tokens.len() as u32,
-                history: sequence.counts.clone(),
-                banned: early.then(|| group.stop.clone()),
-                mask,
-            });
-        }
-        plan.prompt_logprobs.len() - rows_before
-    }
-
-    /// Takes over what a step computed: positions, full blocks, served tokens. Returns which running sequences drew a
-    /// token, in the order of the plan's samples.
-    pub(super) fn computed(&mut self, planned: &[Planned]) -> Vec<usize> {
-        let mut drew = Vec::new();
-        for &Planned { at, tokens, .. } in planned {
-            let sequence = &mut self.running[at];
+    /// Adds guesses where they ride nearly free: after everything that is known has its place, in steps of few rows,
+    /// in blocks that nobody needs.
+    fn add_drafts(&mut self, budget: usize) {
+        let Some(config) = self.config.speculation else { return };
+        let rows: usize = self.planned.iter().map(|part| part.tokens).sum();
+        let mut spare = budget.min(config.max_rows.saturating_sub(rows));
+        let decodes =
+            |seq: &Sequence| seq.pending() == 1 && seq.constraint.is_none() && self.groups[&seq.group].forked;
+        let able: Vec<usize> =
+            (0..self.planned.len()).filter(|part| decodes(&self.running[self.planned[*part].at])).collect();
+        for (done, part) in able.iter().copied().enumerate() {
+            let room = spare.div_ceil(able.len() - done);
+            let sequence = &mut self.running[self.planned[part].at];
             let group = &self.groups[&sequence.group];
-            sequence.computed += tokens;
-            *self.served.entry(group.customer.clone()).or_insert(0) += tokens as u64;
-            if self.config.prefix_cache {
-                let full = sequence.computed / BLOCK;
-                sequence.hash_blocks(group.root, full);
-                for block in sequence.published..full {
-                    self.pool.publish(sequence.blocks[block], sequence.hashes[block]);
+            let answer = (group.max_tokens as usize).saturating_sub(sequence.output().len() + 1);
+            let window = (self.config.limits.max_model_len as usize).saturating_sub(sequence.tokens.len());
+            let drafter = sequence.drafter.get_or_insert_with(|| Drafter::new(config));
+            let mut drafts = drafter.draft(&sequence.tokens, room.min(answer).min(window));
+            while (sequence.tokens.len() + drafts.len()).div_ceil(BLOCK) > sequence.blocks.len() {
+                // A block for each decode of the next step stays free.
+                match (self.pool.available() > able.len()).then(|| self.pool.allocate()).flatten() {
+                    Some(block) => sequence.blocks.push(block),
+                    None => drafts.truncate(sequence.blocks.len() * BLOCK - sequence.tokens.len()),
                 }
-                sequence.published = full;
             }
-            if sequence.computed == sequence.tokens.len() {
-                drew.push(at);
-            }
+            spare -= drafts.len();
+            self.planned[part].drafts = drafts;
         }
-        drew
     }
 
-    /// Adds a drawn token to running sequence `at`.
-    ///
-    /// # Errors
-    /// When the grammar panicked; the sequence must then end.
-    pub(super) fn push_token(&mut self, at: usize, id: u32) -> Result<(), EngineError> {
-        let sequence = &mut self.running[at];
-        sequence.push(id);
-        let Some(constraint) = &mut sequence.constraint else { return Ok(()) };
-        caught(|| constraint.advance(id)).map_err(|message| EngineError::Constraint { message })
+    /// Takes over what a step computed of a sequence: positions, full blocks, served tokens.
+    pub(super) fn computed(&mut self, part: &Planned) {
+        let sequence = &mut self.running[part.at];
+        sequence.computed += part.tokens;
+        let customer = self.groups[&sequence.group].customer.clone();
+        self.queues.serve(&customer, part.tokens);
+        publish(&self.config, &mut self.pool, &self.groups, sequence);
+    }
+
+    /// Gives the blocks of an answer that ended back; what they hold stays known while they are not needed.
+    pub(super) fn retire(&mut self, sequence: &mut Sequence) {
+        publish(&self.config, &mut self.pool, &self.groups, sequence);
+        self.free(sequence);
     }
 }
 
-/// What the sequence's grammar allows next; `None` without a grammar.
-fn fill_mask(sequence: &mut Sequence, vocab: u32) -> Result<Option<BitMask>, String> {
-    let Some(constraint) = &mut sequence.constraint else { return Ok(None) };
-    let mut mask = BitMask::none(vocab as usize);
-    caught(|| constraint.fill(&mut mask)).map(|()| Some(mask))
+/// Log probabilities of the prompt need every position computed, once.
+fn uses_prefix_cache(config: &SchedulerConfig, group: &Group) -> bool {
+    config.prefix_cache && (group.params.prompt_logprobs.is_none() || group.prompt_sent)
 }
 
-/// Runs code that is not the engine's; a panic in it becomes its message.
-pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_owned())
-    })
+/// Makes the sequence's full blocks known. They hold known tokens only: refused guesses lie behind `computed`.
+fn publish(
+    config: &SchedulerConfig,
+    pool: &mut BlockPool,
+    groups: &HashMap<u64, Group>,
+    sequence: &mut Sequence,
+) {
+    let Some(group) = groups.get(&sequence.group).filter(|_| config.prefix_cache) else { return };
+    let full = (sequence.computed / BLOCK).min(sequence.blocks.len());
+    sequence.hash_blocks(group.root, full);
+    for block in sequence.published..full {
+        pool.publish(sequence.blocks[block], sequence.hashes[block]);
+    }
+    sequence.published = sequence.published.max(full);
 }

@@ -1,5 +1,6 @@
 //! One answer in the making.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -8,7 +9,8 @@ use tokio::sync::mpsc;
 
 use super::adapters::AdapterLease;
 use super::block_pool::BlockHash;
-use super::constraint::Constraint;
+use super::constraint::{BitMask, Constraint};
+use super::drafts::Drafter;
 use super::handle::{Entry, Place};
 use super::request::{
     EngineError, Event, FinishReason, Priority, Request, SamplingParams, TokenLogprobs, Usage,
@@ -49,8 +51,10 @@ pub(super) struct Group {
     pub(super) prompt_logprobs: Vec<Option<TokenLogprobs>>,
     pub(super) cached_tokens: u32,
     pub(super) completion_tokens: u32,
-    /// Answers that have not ended.
-    pub(super) open: u32,
+    /// Which answers have not ended.
+    answers: Vec<bool>,
+    /// The answers have a sequence each; before, one computes the prompt for all.
+    pub(super) forked: bool,
     /// Why the last answer ended.
     pub(super) last_reason: Option<FinishReason>,
 }
@@ -87,7 +91,8 @@ impl Group {
             prompt_logprobs: Vec::new(),
             cached_tokens: 0,
             completion_tokens: 0,
-            open: request.n,
+            answers: vec![true; request.n as usize],
+            forked: false,
             last_reason: None,
         }
     }
@@ -103,6 +108,25 @@ impl Group {
     pub(super) fn send_terminal(&mut self, event: Event) {
         if let Some(permit) = self.terminal.take() {
             permit.send(event);
+        }
+    }
+
+    /// Answers that have not ended.
+    pub(super) fn open_answers(&self) -> Vec<u32> {
+        (0..).zip(&self.answers).filter(|(_, open)| **open).map(|(index, _)| index).collect()
+    }
+
+    /// Whether every answer has ended.
+    pub(super) fn is_over(&self) -> bool {
+        !self.answers.contains(&true)
+    }
+
+    /// Ends an answer, once.
+    pub(super) fn end_answer(&mut self, index: u32, reason: FinishReason) {
+        if let Some(open) = self.answers.get_mut(index as usize).filter(|open| **open) {
+            *open = false;
+            self.last_reason = Some(reason.clone());
+            self.send(Event::Finished { index, reason });
         }
     }
 
@@ -144,6 +168,14 @@ impl Group {
     }
 }
 
+/// Runs code that is not the engine's; a panic in it becomes its message.
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panicked".to_owned())
+    })
+}
+
 /// Unpredictable, from the standard library's per-process random keys.
 fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
@@ -167,6 +199,12 @@ pub(super) struct Sequence {
     /// What penalties count; `None` without penalties.
     pub(super) counts: Option<Arc<TokenCounts>>,
     pub(super) constraint: Option<Box<dyn Constraint>>,
+    /// What the grammar allows next; its memory is used again from step to step.
+    mask: Option<Arc<BitMask>>,
+    /// Guesses what follows, where speculation is on and it decodes.
+    pub(super) drafter: Option<Drafter>,
+    /// Tokens that the next step may compute of it.
+    pub(super) allotted: usize,
     /// Order of admission; the youngest is preempted first.
     pub(super) admitted: u64,
 }
@@ -190,8 +228,50 @@ impl Sequence {
             published: 0,
             counts: group.params.has_penalties().then(|| Arc::new(TokenCounts::of_prompt(&group.prompt))),
             constraint,
+            mask: None,
+            drafter: None,
+            allotted: 0,
             admitted: 0,
         }
+    }
+
+    /// Another answer to the same prompt, just computed by `self`; it has no blocks yet.
+    ///
+    /// # Errors
+    /// What the grammar said when it panicked.
+    pub(super) fn fork(&self, index: u32) -> Result<Sequence, String> {
+        let constraint =
+            self.constraint.as_ref().map(|constraint| caught(|| constraint.fork())).transpose()?;
+        Ok(Sequence {
+            group: self.group,
+            index,
+            tokens: self.tokens.clone(),
+            prompt_len: self.prompt_len,
+            computed: self.computed,
+            blocks: Vec::new(),
+            hashes: self.hashes.clone(),
+            published: 0,
+            counts: self.counts.clone(),
+            constraint,
+            mask: None,
+            drafter: None,
+            allotted: 0,
+            admitted: 0,
+        })
+    }
+
+    /// What the grammar allows next; `None` without a grammar.
+    ///
+    /// # Errors
+    /// What the grammar said when it panicked.
+    pub(super) fn fill_mask(&mut self, vocab: usize) -> Result<Option<Arc<BitMask>>, String> {
+        let Some(constraint) = &mut self.constraint else { return Ok(None) };
+        let mask = self.mask.get_or_insert_with(|| Arc::new(BitMask::none(vocab)));
+        // The plan of the last step is cleared: nobody else holds the mask.
+        let bits = Arc::make_mut(mask);
+        bits.words_mut().fill(0);
+        caught(|| constraint.fill(bits))?;
+        Ok(Some(mask.clone()))
     }
 
     /// Knows the hashes of its first `blocks` full blocks; `root` is the parent of the first.
@@ -202,8 +282,9 @@ impl Sequence {
         }
     }
 
-    /// Adds a drawn token.
+    /// Adds a drawn token. Those before it are computed: they were the step's input, as known tokens or as drafts.
     pub(super) fn push(&mut self, id: u32) {
+        self.computed = self.tokens.len();
         self.tokens.push(id);
         if let Some(counts) = &mut self.counts {
             // The plan that held the other reference is cleared before tokens are taken over: this copies nothing.

@@ -21,6 +21,10 @@ pub struct EngineStats {
     pub prefix_hits: u64,
     /// Sequences that were put back to make room.
     pub preemptions: u64,
+    /// Tokens that were guessed.
+    pub drafted_tokens: u64,
+    /// Guesses that turned out right.
+    pub accepted_tokens: u64,
     /// Steps.
     pub steps: u64,
     /// Steps that failed.

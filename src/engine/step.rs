@@ -27,6 +27,8 @@ pub struct StepPlan {
     pub adapter_of: Vec<u32>,
     /// Tokens to draw.
     pub samples: Vec<SampleSpec>,
+    /// Blocks to copy before anything is computed, `(from, to)` each, in order: answers that part from one prompt.
+    pub copies: Vec<(u32, u32)>,
     /// Prompt positions whose log probabilities are wanted: `(row, the token that follows, how many of the likeliest)`.
     pub prompt_logprobs: Vec<(u32, u32, u8)>,
 }
@@ -48,15 +50,19 @@ impl StepPlan {
         self.adapters.clear();
         self.adapter_of.clear();
         self.samples.clear();
+        self.copies.clear();
         self.prompt_logprobs.clear();
     }
 }
 
-/// A token to draw.
-#[derive(Debug)]
+/// A token to draw, and as many more as drafts turn out right.
+#[derive(Debug, Clone)]
 pub struct SampleSpec {
-    /// The input row whose logits it is drawn from.
+    /// The input row whose logits it is drawn from. Answers to one prompt draw their first tokens from the same row.
     pub row: u32,
+    /// Guesses at the tokens that follow: the inputs of the rows after `row`. While a drawn token is its guess, the
+    /// next row counts as well.
+    pub drafts: Vec<u32>,
     /// How.
     pub params: Arc<SamplingParams>,
     /// Key of the random numbers.
@@ -65,10 +71,26 @@ pub struct SampleSpec {
     pub position: u32,
     /// Tokens of prompt and answer so far, where penalties need them.
     pub history: Option<Arc<TokenCounts>>,
-    /// Tokens that must not be drawn yet (stops before `min_tokens`).
-    pub banned: Option<Arc<[u32]>>,
-    /// What the grammar allows.
-    pub mask: Option<BitMask>,
+    /// Stops that must not be drawn yet.
+    pub banned: Option<Banned>,
+    /// What the grammar allows (never together with drafts).
+    pub mask: Option<Arc<BitMask>>,
+}
+
+impl SampleSpec {
+    /// What must not be drawn at its position.
+    pub(super) fn banned(&self) -> Option<&[u32]> {
+        self.banned.as_ref().filter(|banned| self.position < banned.before).map(|banned| &*banned.ids)
+    }
+}
+
+/// Tokens that must not be drawn before a position.
+#[derive(Debug, Clone)]
+pub struct Banned {
+    /// The tokens.
+    pub ids: Arc<[u32]>,
+    /// The first position at which they may be drawn.
+    pub before: u32,
 }
 
 /// A step that was launched.
@@ -79,8 +101,8 @@ pub struct Ticket(pub u64);
 /// What a step yielded.
 #[derive(Debug, Default)]
 pub struct StepOutput {
-    /// One a `StepPlan::samples`, in order.
-    pub samples: Vec<Result<SampledToken, SampleError>>,
+    /// One a `StepPlan::samples`, in order: the drawn token and those that follow right drafts.
+    pub samples: Vec<Result<Vec<SampledToken>, SampleError>>,
     /// One a `StepPlan::prompt_logprobs`, in order.
     pub prompt_logprobs: Vec<TokenLogprobs>,
 }

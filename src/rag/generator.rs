@@ -301,21 +301,14 @@ impl Generator {
         }
         let ids: Arc<[u32]> = ids.into();
         let stream = GenerateStream::prepare(self, Arc::clone(&ids), &request, max_tokens);
-        // A request for no token at all still computes the prompt; its one token is not handed on. Where the prompt
-        // fills the window that token has no place, and the prompt's last one gives way to it.
-        let computed = if max_tokens == 0 && ids.len() > 1 && request.sampling.prompt_logprobs.is_none() {
-            ids.len().min(self.max_model_len() - 1)
-        } else {
-            ids.len()
-        };
         let events = self.inner.engine.submit(Request {
             id: RequestId::new(),
             customer: request.customer,
             priority: request.priority,
             cache_salt: request.cache_salt,
-            prompt: ids[..computed].to_vec(),
+            prompt: ids.to_vec(),
             sampling: request.sampling,
-            max_tokens: max_tokens.max(1),
+            max_tokens,
             min_tokens: request.min_tokens,
             stop_token_ids,
             n: request.n,

@@ -56,6 +56,8 @@ pub(super) async fn metrics(State(state): State<AppState>) -> impl IntoResponse 
         counter("prefix_cache_queries_total", stats.prefix_queries);
         counter("prefix_cache_hits_total", stats.prefix_hits);
         counter("num_preemptions_total", stats.preemptions);
+        counter("spec_decode_num_draft_tokens_total", stats.drafted_tokens);
+        counter("spec_decode_num_accepted_tokens_total", stats.accepted_tokens);
         counter("request_success_total", stats.finished_stop + stats.finished_length);
     }
     let embedded = state.embed.tokens_computed() as f64;

@@ -54,8 +54,12 @@ fn fixture_over(runner: FakeRunner, api_keys: &[&str], template: Option<ChatTemp
     let metrics = Metrics::new();
     let dir = tempfile::tempdir().expect("dir");
     let (embed, embed_thread) = fake_embedder(8);
-    let config =
-        EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 64, max_waiting: 8, prefix_cache: true };
+    let config = EngineConfig {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        max_waiting: 8,
+        ..EngineConfig::default()
+    };
     let (engine, engine_thread) = crate::engine::start(config, || Ok(runner)).expect("engine");
     let config = GeneratorConfig {
         name: "fake".to_owned(),

@@ -1,17 +1,30 @@
 //! A runner without a model that notices every mix-up of blocks, slots and positions.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::{
-    RunnerError, SampleError, SampledToken, StepOutput, StepPlan, StepRunner, Ticket, TokenLogprobs,
+    AdapterLease, RunnerError, SampleError, SampleSpec, SampledToken, StepOutput, StepPlan, StepRunner,
+    Ticket, TokenLogprobs,
 };
+use crate::model::{LoraAdapter, NO_ADAPTER, SeqSpan};
 
-/// Remembers which token each slot of the cache holds. The next token is a hash of all tokens of the context, as read
-/// back through the block table: a wrong slot, table or position gives a wrong answer or an error.
+/// What a slot of the cache holds: the token and the adapter that its key was made with.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    token: u32,
+    adapter: u64,
+}
+
+/// Remembers which token each slot of the cache holds, and which adapter made it. The next token is a hash of all
+/// tokens of the context, as read back through the block table, of the adapter and of the seed: a wrong slot, table,
+/// position, copy or adapter gives a wrong answer or an error.
 #[derive(Debug)]
 pub struct FakeRunner {
-    slots: Vec<Option<u32>>,
+    slots: Vec<Option<Slot>>,
     vocab: u32,
+    /// Adapters that it knows, by the number that answers depend on.
+    adapters: Vec<(Arc<LoraAdapter>, u64)>,
     max_model_len: usize,
     delay: Duration,
     panic_on: Option<u32>,
@@ -26,12 +39,20 @@ impl FakeRunner {
         FakeRunner {
             slots: vec![None; blocks * 16],
             vocab,
+            adapters: Vec::new(),
             max_model_len,
             delay: Duration::ZERO,
             panic_on: None,
             refuse: None,
             short_on: None,
         }
+    }
+
+    /// Knows the weights of an adapter by their load's number: answers depend on it.
+    #[must_use]
+    pub fn with_adapter(mut self, lease: &AdapterLease) -> FakeRunner {
+        self.adapters.push((lease.weights().clone(), lease.uid()));
+        self
     }
 
     /// Takes this long a step.
@@ -63,19 +84,127 @@ impl FakeRunner {
     }
 }
 
-fn next(context: &[u32], vocab: u32) -> u32 {
-    let hash = context.iter().fold(0x811c_9dc5_u32, |hash, token| (hash ^ token).wrapping_mul(0x0100_0193));
+fn next(context: &[u32], vocab: u32, draw: Draw) -> u32 {
+    let mix = |hash: u32, part: u32| (hash ^ part).wrapping_mul(0x0100_0193);
+    let hash = context.iter().fold(0x811c_9dc5_u32, |hash, token| mix(hash, *token));
+    let seed = draw.seed.map_or(0, |seed| seed.wrapping_add(1));
+    let hash = [seed as u32, (seed >> 32) as u32, draw.adapter as u32].into_iter().fold(hash, mix);
     (hash >> 7) % vocab
+}
+
+/// What an answer depends on besides its prompt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Draw {
+    /// Of the random numbers; `None` is greedy.
+    pub seed: Option<u64>,
+    /// Number of the adapter's load, 0 for the base model.
+    pub adapter: u64,
+}
+
+/// What a [`FakeRunner`] answers to `prompt`, greedily and without an adapter.
+#[must_use]
+pub fn expected_tokens(prompt: &[u32], tokens: usize, vocab: u32) -> Vec<u32> {
+    expected_answer(prompt, tokens, vocab, Draw::default())
 }
 
 /// What a [`FakeRunner`] answers to `prompt`.
 #[must_use]
-pub fn expected_tokens(prompt: &[u32], tokens: usize, vocab: u32) -> Vec<u32> {
+pub fn expected_answer(prompt: &[u32], tokens: usize, vocab: u32, draw: Draw) -> Vec<u32> {
     let mut context = prompt.to_vec();
     for _ in 0..tokens {
-        context.push(next(&context, vocab));
+        context.push(next(&context, vocab, draw));
     }
     context.split_off(prompt.len())
+}
+
+fn failed<T>(message: &str) -> Result<T, RunnerError> {
+    Err(RunnerError { message: message.to_owned() })
+}
+
+impl FakeRunner {
+    /// Number of the adapter of input row `row`.
+    fn adapter(&self, plan: &StepPlan, row: usize) -> Result<u64, RunnerError> {
+        let Some(at) = plan.adapter_of.get(row).filter(|at| **at != NO_ADAPTER) else { return Ok(0) };
+        let weights = plan.adapters.get(*at as usize);
+        let known =
+            self.adapters.iter().find(|(known, _)| weights.is_some_and(|own| Arc::ptr_eq(own, known)));
+        known.map_or_else(|| failed("an adapter that nobody loaded"), |(_, number)| Ok(*number))
+    }
+
+    /// Writes the step's tokens to their slots.
+    fn write(&mut self, plan: &StepPlan) -> Result<(), RunnerError> {
+        for (from, to) in &plan.copies {
+            let (from, to) = (*from as usize * 16, *to as usize * 16);
+            self.slots.copy_within(from..from + 16, to);
+        }
+        if plan.adapters.is_empty() != plan.adapter_of.is_empty()
+            || (!plan.adapter_of.is_empty() && plan.adapter_of.len() != plan.tokens())
+        {
+            return failed("not every token says its adapter");
+        }
+        for (row, slot) in plan.slot_mapping.iter().enumerate() {
+            let adapter = self.adapter(plan, row)?;
+            self.slots[*slot as usize] = Some(Slot { token: plan.input_ids[row], adapter });
+        }
+        Ok(())
+    }
+
+    /// The tokens of `span`'s sequence up to input row `row`, as the cache has them.
+    fn context(&self, plan: &StepPlan, span: &SeqSpan, row: usize) -> Result<Vec<u32>, RunnerError> {
+        let from_end = span.query_start + span.query_len - 1 - row as u32;
+        let len = (span.context_len - from_end) as usize;
+        if plan.positions[row] as usize + 1 != len {
+            return failed("positions do not match the context");
+        }
+        let adapter = self.adapter(plan, row)?;
+        let table = &plan.block_tables[span.table_start as usize..];
+        (0..len)
+            .map(|at| match self.slots[table[at / 16] as usize * 16 + at % 16] {
+                None => failed("a slot of the context was never written"),
+                Some(slot) if slot.adapter != adapter => failed("keys of another adapter"),
+                Some(slot) => Ok(slot.token),
+            })
+            .collect()
+    }
+
+    /// Draws a token, and more while the drafts are right.
+    fn draw(
+        &self,
+        plan: &StepPlan,
+        sample: &SampleSpec,
+    ) -> Result<Result<Vec<SampledToken>, SampleError>, RunnerError> {
+        let rows = sample.row..=sample.row + sample.drafts.len() as u32;
+        let Some(span) = plan.sequences.iter().find(|span| {
+            let own = span.query_start..span.query_start + span.query_len;
+            own.contains(rows.start()) && *rows.end() + 1 == own.end
+        }) else {
+            return failed("a sample that does not end a sequence");
+        };
+        let mut run = Vec::new();
+        for (at, row) in rows.map(|row| row as usize).enumerate() {
+            let context = self.context(plan, span, row)?;
+            if sample.position as usize + at != context.len() {
+                return failed("a sample of another position");
+            }
+            if at > 0 && sample.drafts.get(at - 1) != plan.input_ids.get(row) {
+                return failed("drafts are not the input");
+            }
+            if self.refuse.is_some_and(|token| context.contains(&token)) {
+                return Ok(if at == 0 { Err(SampleError::NotFinite) } else { Ok(run) });
+            }
+            let seed = (sample.params.temperature > 0.0).then_some(sample.seed);
+            let id = next(&context, self.vocab, Draw { seed, adapter: self.adapter(plan, row)? });
+            // Under a grammar: the next one that it allows.
+            let allowed = |id: &u32| sample.mask.as_ref().is_none_or(|mask| mask.allows(*id));
+            let id = (0..self.vocab).map(|step| (id + step) % self.vocab).find(allowed);
+            let Some(id) = id else { return Ok(Err(SampleError::NothingAllowed)) };
+            run.push(SampledToken { id, logprob: sample.params.logprobs.map(|_| -1.0), top: Vec::new() });
+            if sample.drafts.get(at) != Some(&id) {
+                break;
+            }
+        }
+        Ok(Ok(run))
+    }
 }
 
 impl StepRunner for FakeRunner {
@@ -100,43 +229,9 @@ impl StepRunner for FakeRunner {
             std::thread::sleep(self.delay);
         }
         assert!(!self.panic_on.is_some_and(|token| plan.input_ids.contains(&token)), "asked to panic");
-        for (id, slot) in plan.input_ids.iter().zip(&plan.slot_mapping) {
-            self.slots[*slot as usize] = Some(*id);
-        }
-        let mut output = StepOutput::default();
-        for sample in &plan.samples {
-            let span = plan
-                .sequences
-                .iter()
-                .find(|span| (span.query_start..span.query_start + span.query_len).contains(&sample.row))
-                .ok_or_else(|| RunnerError { message: "a sample of no sequence".to_owned() })?;
-            let table = &plan.block_tables[span.table_start as usize..];
-            let context = (0..span.context_len as usize)
-                .map(|at| self.slots[table[at / 16] as usize * 16 + at % 16])
-                .collect::<Option<Vec<u32>>>()
-                .ok_or_else(|| RunnerError {
-                    message: "a slot of the context was never written".to_owned(),
-                })?;
-            if plan.positions[sample.row as usize] + 1 != span.context_len
-                || sample.position != span.context_len
-            {
-                return Err(RunnerError { message: "positions do not match the context".to_owned() });
-            }
-            let logprob = sample.params.logprobs.map(|_| -1.0);
-            let id = next(&context, self.vocab);
-            // Under a grammar: the next one that it allows.
-            let allowed = |id: &u32| sample.mask.as_ref().is_none_or(|mask| mask.allows(*id));
-            let id = (0..self.vocab).map(|step| (id + step) % self.vocab).find(allowed);
-            let Some(id) = id else {
-                output.samples.push(Err(SampleError::NothingAllowed));
-                continue;
-            };
-            output.samples.push(if self.refuse.is_some_and(|token| context.contains(&token)) {
-                Err(SampleError::NotFinite)
-            } else {
-                Ok(SampledToken { id, logprob, top: Vec::new() })
-            });
-        }
+        self.write(plan)?;
+        let samples = plan.samples.iter().map(|sample| self.draw(plan, sample));
+        let mut output = StepOutput { samples: samples.collect::<Result<_, _>>()?, ..StepOutput::default() };
         output.prompt_logprobs.extend(
             plan.prompt_logprobs
                 .iter()

@@ -16,8 +16,12 @@ fn ending(template: &str) -> Fixture {
         tool_format: None,
     };
     let template = ChatTemplate::compile(template, None, None).expect("compiles");
-    let limits =
-        EngineConfig { max_num_seqs: 4, max_num_batched_tokens: 64, max_waiting: 8, prefix_cache: true };
+    let limits = EngineConfig {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        max_waiting: 8,
+        ..EngineConfig::default()
+    };
     let (engine, thread) =
         crate::engine::start(limits, || Ok(FakeRunner::new(300, 256, 4096))).expect("engine");
     let tokenizer = generator.tokenizer().clone();
