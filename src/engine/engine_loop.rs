@@ -328,10 +328,6 @@ impl<R: StepRunner> Engine<R> {
         if generated >= group.min_tokens && group.stop.contains(&id) {
             return Some(FinishReason::Stop(Some(id)));
         }
-        // Nothing can follow: an end token would only cost a step.
-        if sequence.constraint.as_ref().is_some_and(|constraint| constraint.is_complete()) {
-            return Some(FinishReason::Stop(None));
-        }
         let full = sequence.tokens.len() >= self.scheduler.config.limits.max_model_len as usize;
         (generated >= group.max_tokens || full).then_some(FinishReason::Length)
     }
