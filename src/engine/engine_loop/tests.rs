@@ -9,6 +9,8 @@ use crate::engine::{
 };
 use crate::testing::{FakeRunner, expected_tokens};
 
+mod properties;
+
 const VOCAB: u32 = 997;
 
 fn config() -> EngineConfig {
