@@ -87,7 +87,7 @@ impl StepRunner for Runner {
         self.inner.launch(plan)
     }
 
-    fn collect(&mut self, plan: &StepPlan, ticket: Ticket) -> Result<StepOutput, RunnerError> {
+    fn collect(&mut self, plan: &mut StepPlan, ticket: Ticket) -> Result<StepOutput, RunnerError> {
         let Some(fails) = self.fails.filter(|_| !plan.copies.is_empty()) else {
             return self.inner.collect(plan, ticket);
         };
@@ -170,7 +170,7 @@ impl Ask {
         Ask { prompt: prompt.to_vec(), tokens, sampling, n: 1, adapter: None }
     }
 
-    fn request(&self) -> Request {
+    pub(crate) fn request(&self) -> Request {
         Request {
             id: RequestId::new(),
             customer: "somebody".into(),

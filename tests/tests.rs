@@ -3,10 +3,12 @@
 mod adapters;
 mod architecture;
 mod bad_input;
+mod constraints;
 mod corpora;
 mod crash;
 mod doctor;
 mod engines;
+mod mixed_adapters;
 mod models;
 mod reranker;
 mod seeded;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::{
-    AdapterLease, RunnerError, SampleError, SampleSpec, SampledToken, StepOutput, StepPlan, StepRunner,
-    Ticket, TokenLogprobs,
+    AdapterLease, Grammar, RunnerError, SampleError, SampleSpec, SampledToken, StepOutput, StepPlan,
+    StepRunner, Ticket, TokenLogprobs,
 };
 use crate::model::{LoraAdapter, NO_ADAPTER, SeqSpan};
 
@@ -194,8 +194,12 @@ impl FakeRunner {
             }
             let seed = (sample.params.temperature > 0.0).then_some(sample.seed);
             let id = next(&context, self.vocab, Draw { seed, adapter: self.adapter(plan, row)? });
-            // Under a grammar: the next one that it allows.
-            let allowed = |id: &u32| sample.mask.as_ref().is_none_or(|mask| mask.allows(*id));
+            // Among some only: the next one of them.
+            let grammar = sample.grammar.map(|grammar| plan.grammars[grammar as usize].mask());
+            let allowed = |id: &u32| {
+                grammar.is_none_or(|mask| mask.is_some_and(|mask| mask.allows(*id)))
+                    && sample.params.allowed.as_ref().is_none_or(|mask| mask.allows(*id))
+            };
             let id = (0..self.vocab).map(|step| (id + step) % self.vocab).find(allowed);
             let Some(id) = id else { return Ok(Err(SampleError::NothingAllowed)) };
             run.push(SampledToken { id, logprob: sample.params.logprobs.map(|_| -1.0), top: Vec::new() });
@@ -224,11 +228,12 @@ impl StepRunner for FakeRunner {
         Ok(Ticket(0))
     }
 
-    fn collect(&mut self, plan: &StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
+    fn collect(&mut self, plan: &mut StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
         }
         assert!(!self.panic_on.is_some_and(|token| plan.input_ids.contains(&token)), "asked to panic");
+        plan.grammars.iter_mut().for_each(Grammar::fill);
         self.write(plan)?;
         let samples = plan.samples.iter().map(|sample| self.draw(plan, sample));
         let mut output = StepOutput { samples: samples.collect::<Result<_, _>>()?, ..StepOutput::default() };
