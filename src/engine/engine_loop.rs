@@ -319,6 +319,4 @@ impl<R: StepRunner> Engine<R> {
 }
 
 #[cfg(test)]
-mod properties;
-#[cfg(test)]
 mod tests;

@@ -25,6 +25,8 @@ pub struct FakeRunner {
     vocab: u32,
     /// Adapters that it knows, by the number that answers depend on.
     adapters: Vec<(Arc<LoraAdapter>, u64)>,
+    /// Nobody said which there are: it takes all that come, in this order.
+    takes_all_adapters: bool,
     max_model_len: usize,
     delay: Duration,
     panic_on: Option<u32>,
@@ -40,6 +42,7 @@ impl FakeRunner {
             slots: vec![None; blocks * 16],
             vocab,
             adapters: Vec::new(),
+            takes_all_adapters: true,
             max_model_len,
             delay: Duration::ZERO,
             panic_on: None,
@@ -48,9 +51,10 @@ impl FakeRunner {
         }
     }
 
-    /// Knows the weights of an adapter by their load's number: answers depend on it.
+    /// Knows the weights of an adapter by their load's number: answers depend on it. All others are then refused.
     #[must_use]
     pub fn with_adapter(mut self, lease: &AdapterLease) -> FakeRunner {
+        self.takes_all_adapters = false;
         self.adapters.push((lease.weights().clone(), lease.uid()));
         self
     }
@@ -141,6 +145,11 @@ impl FakeRunner {
             || (!plan.adapter_of.is_empty() && plan.adapter_of.len() != plan.tokens())
         {
             return failed("not every token says its adapter");
+        }
+        for weights in plan.adapters.iter().filter(|_| self.takes_all_adapters) {
+            if !self.adapters.iter().any(|(known, _)| Arc::ptr_eq(known, weights)) {
+                self.adapters.push((weights.clone(), self.adapters.len() as u64 + 1));
+            }
         }
         for (row, slot) in plan.slot_mapping.iter().enumerate() {
             let adapter = self.adapter(plan, row)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::engine::{
     AdapterLease, Adapters, BitMask, Constraint, EventStream, Priority, Request, RequestId, SamplingParams,
 };
