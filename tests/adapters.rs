@@ -381,6 +381,10 @@ fn seeded(names: &[&str], threads: usize) -> (Bench, Vec<Case>) {
 fn seeded_adapters_give_the_logits_of_peft_and_of_merged_weights() {
     for names in [&["llama"][..], &["mixtral", "mixtral_fused"]] {
         let (mut bench, cases) = seeded(names, 2);
+        for (adapter, name) in bench.adapters.iter().zip(names) {
+            let planned = bench.decoder.config().adapter_bytes(adapter.rank());
+            assert!(planned >= adapter.bytes(), "{name}: {} bytes, planned {planned}", adapter.bytes());
+        }
         for (at, (case, name)) in cases.iter().zip(names).enumerate() {
             for row in &case.rows {
                 let found = bench.alone(&row.ids, 1, 256, Some(at)).remove(0);

@@ -129,6 +129,10 @@ fn encoders_give_the_vectors_of_transformers_alone_and_in_a_batch() {
 
 #[test]
 fn what_a_model_takes_is_known_before_it_is_loaded() {
+    let close = |planned: usize, real: usize, name: &str| {
+        println!("{name}: workspace of {real} bytes, planned {planned}");
+        assert!((real..=real + real / 20).contains(&planned), "{name}: {real} bytes, planned {planned}");
+    };
     let exact = |name: &str, config: &Value, dtype: DtypeChoice| {
         let dir = tempfile::tempdir().expect("dir");
         write_model(dir.path(), config, 1);
@@ -139,6 +143,12 @@ fn what_a_model_takes_is_known_before_it_is_loaded() {
             ModelConfig::Decoder(_) => {
                 let decoder = Decoder::load(&source, options).expect("loads");
                 assert_eq!(planned.matrices, decoder.weight_bytes(), "{name} {dtype:?}");
+                close(planned.workspace, decoder.workspace_bytes(), name);
+                let config = decoder.config().clone();
+                let adapted = decoder.with_adapters(24).expect("room");
+                let scratch = config.adapter_scratch_bytes(128, 24);
+                assert!(scratch > 128 * 3 * 24 * 4);
+                close(planned.workspace + scratch, adapted.workspace_bytes(), name);
             }
             ModelConfig::Encoder(_) => {
                 let encoder = Encoder::load(&source, options).expect("loads");

@@ -3,10 +3,14 @@
 mod adapters;
 mod architecture;
 mod bad_input;
+mod constraints;
 mod corpora;
 mod crash;
 mod doctor;
+mod engines;
+mod mixed_adapters;
 mod models;
 mod reranker;
 mod seeded;
+mod speculation;
 mod support;

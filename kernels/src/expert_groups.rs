@@ -61,6 +61,12 @@ impl ExpertGroups {
         Ok(())
     }
 
+    /// Memory in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        (self.offsets.len() + self.tokens.len() + self.position.len()) * size_of::<u32>()
+    }
+
     /// Sorts `ids` `[tokens * k]` by expert, stable in the order of tokens.
     ///
     /// # Errors

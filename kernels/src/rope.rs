@@ -35,6 +35,12 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
+    /// Memory in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.data.bytes().len()
+    }
+
     /// Tables for `inv_freq [D / 2]`; `attention_scale` multiplies both (YaRN), 1 otherwise.
     ///
     /// # Errors

@@ -42,6 +42,13 @@ impl Workspace {
         })
     }
 
+    /// Memory in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let Quantized { codes, scales, sums } = &self.quantized;
+        codes.len() + size_of_val(&**scales) + size_of_val(&**sums) + self.attention.bytes().len()
+    }
+
     /// Adds scratch for [`crate::encoder_attention()`] over batches of up to `tokens` of width `hidden`.
     ///
     /// # Errors

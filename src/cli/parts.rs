@@ -118,7 +118,7 @@ pub(super) fn generator(
         max_num_batched_tokens: batched,
         max_waiting: limits.max_waiting,
         prefix_cache: limits.prefix_cache,
-        speculation: None,
+        speculation: limits.speculation,
     };
     let (engine, thread) = crate::engine::start(config, build)?;
     let config = GeneratorConfig {

@@ -8,7 +8,8 @@ use super::machine_memory;
 use super::memory_plan::{Budget, MemoryPlan, Part};
 use super::window::Window;
 
-/// What the program takes beside its models: code, threads, tokenizers, the lake's buffers.
+/// What the program takes beside its models: code, threads, tokenizers, the lake's buffers, what speculation knows of
+/// texts (some 32 bytes a token; its guesses are rows of the step, which are planned for).
 const PROGRAM: u64 = 192 << 20;
 
 /// The models that a command loads.
@@ -58,7 +59,9 @@ pub(super) fn plan(settings: &Settings, roles: Roles) -> anyhow::Result<Planned>
     let takes = source.footprint(settings.dtype, model.dummy_weights, batched, batched)?;
     memory.add(Part::Weights, (takes.matrices + takes.small) as u64);
     memory.add(Part::Adapters, adapter_bytes(&settings.lora, config));
-    memory.add(Part::Workspace, takes.workspace as u64 + PROGRAM);
+    let max_rank = if settings.lora.possible() { settings.lora.max_rank } else { 0 };
+    let scratch = config.adapter_scratch_bytes(batched, max_rank);
+    memory.add(Part::Workspace, (takes.workspace + scratch) as u64 + PROGRAM);
     let block = decoder_kv(config).block_bytes();
     let (asked, longest) = (limits.max_model_len, config.max_positions);
     let window = Window::plan(asked, longest, limits.kv_cache_bytes, block, memory.left())?;
@@ -91,8 +94,9 @@ fn adapter_bytes(settings: &LoraSettings, config: &DecoderConfig) -> u64 {
         .iter()
         .map(|module| {
             let file = std::fs::metadata(module.path.join("adapter_model.safetensors"));
-            // Halves become floats, and small ranks are padded.
-            file.map_or(largest, |file| largest.min(file.len().saturating_mul(4)))
+            // Halves become floats, and ranks are padded, by less than the smallest adapter takes.
+            let padding = config.adapter_bytes(1) as u64;
+            file.map_or(largest, |file| largest.min(file.len().saturating_mul(2).saturating_add(padding)))
         })
         .collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
@@ -136,10 +140,13 @@ mod tests {
         };
         let modules = vec![folder("a", 100), folder("b", 300), folder("c", 200)];
         let mut settings = LoraSettings { modules, max_loras: 2, max_rank: 8, dir: None };
-        // A (in × rank) and B (rank × out) of q, k, v, o, gate, up, down.
-        let one = 4 * 8 * 2 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 96));
+        // A (in × rank, in panels of 16) and B (rank × out) of q, k, v; o; gate, up; down.
+        let a = (3 * 16 * 64) + (16 * 64) + (3 * 16 * 64) + (16 * 96);
+        let b = (64 + 32 + 32) + 64 + (2 * 96) + 64;
+        let one = 4 * 2 * (a + 8 * b);
         assert_eq!(config().adapter_bytes(8), one);
-        assert_eq!(adapter_bytes(&settings, &config()), 4 * (300 + 200));
+        let padding = 4 * 2 * (a + b) as u64;
+        assert_eq!(adapter_bytes(&settings, &config()), 2 * (300 + 200) + 2 * padding);
         settings.dir = Some(dir.path().to_owned());
         assert_eq!(adapter_bytes(&settings, &config()), 2 * one as u64);
         settings.dir = None;

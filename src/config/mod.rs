@@ -12,6 +12,7 @@ mod error;
 mod lora;
 mod raw;
 mod settings;
+mod speculation;
 
 pub use byte_size::ByteSize;
 pub use error::ConfigError;
@@ -21,3 +22,4 @@ pub use settings::{
     EmbedSettings, EngineSettings, IngestSettings, ModelLocation, ModelSettings, RerankSettings,
     ServerSettings, Settings,
 };
+pub use speculation::Speculation;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
-use super::{ByteSize, ConfigError};
+use super::{ByteSize, ConfigError, Speculation};
 
 macro_rules! raw_settings {
     ($( $(#[doc = $doc:literal])+ $(#[arg($($arg:tt)*)])? $name:ident : $ty:ty ),+ $(,)?) => {
@@ -109,6 +109,10 @@ raw_settings! {
     /// Reuse the KV blocks of equal prompt beginnings (default: true).
     #[arg(long, env = "TARN_PREFIX_CACHE", value_name = "BOOL", global = true)]
     prefix_cache: bool,
+    /// Guess tokens that a text repeats and check several in one step: auto, off, or the most guesses of a sequence in a
+    /// step; answers are the same (default: auto).
+    #[arg(long, env = "TARN_SPECULATION", value_name = "auto|off|N", global = true)]
+    speculation: Speculation,
     /// A key that requests must carry as `Authorization: Bearer`; several with commas.
     #[arg(long, env = "TARN_API_KEY", value_name = "KEY[,KEY]", hide_env_values = true, global = true)]
     api_key: String,
@@ -211,6 +215,10 @@ mod tests {
             let merged = merged.expect("merges");
             assert_eq!(merged.kv_cache_bytes, Some(ByteSize(1 << 32)));
             assert_eq!(merged.lora_modules, Some(vec!["a=/x".to_owned(), "b=/y,pinned".to_owned()]));
+        }
+        for (written, wanted) in [("3", Speculation::AtMost(3)), ("\"off\"", Speculation::Off)] {
+            let merged = read(&format!("speculation = {written}")).expect("merges");
+            assert_eq!(merged.speculation, Some(wanted));
         }
         let message = read("kv-cache-bytes = \"4 apples\"").expect_err("refused").to_string();
         assert!(message.contains("4 apples"), "{message}");

@@ -1,5 +1,7 @@
 //! What the typed settings resolve to.
 
+mod engine;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +9,8 @@ use std::time::Duration;
 use super::{ConfigError, LoraSettings, RawSettings};
 use crate::lake::{FailAction, FailStep, Failpoints};
 use crate::model::DtypeChoice;
+
+pub use engine::EngineSettings;
 
 /// Every setting with its default filled in and checked.
 #[derive(Debug, Clone)]
@@ -83,23 +87,6 @@ pub struct RerankSettings {
     pub location: ModelLocation,
     /// How question and passage become one text; `None`: the tokenizer's own form of a pair.
     pub template: Option<String>,
-}
-
-/// The engine's limits.
-#[derive(Debug, Clone)]
-pub struct EngineSettings {
-    /// Upper bound of prompt plus answer in tokens, if set.
-    pub max_model_len: Option<usize>,
-    /// KV cache in bytes, if set.
-    pub kv_cache_bytes: Option<usize>,
-    /// Sequences in one step.
-    pub max_num_seqs: usize,
-    /// Tokens in one step.
-    pub max_num_batched_tokens: usize,
-    /// Requests that wait.
-    pub max_waiting: usize,
-    /// Reuse equal prompt beginnings.
-    pub prefix_cache: bool,
 }
 
 /// The server's limits.
@@ -199,7 +186,7 @@ impl Settings {
             failpoints: failpoints(raw.failpoint.as_deref())?,
             threads,
             dtype,
-            engine: engine(&raw)?,
+            engine: EngineSettings::resolve(&raw)?,
             server: server(&raw)?,
             ingest: ingest(&raw)?,
             models_dir,
@@ -249,44 +236,6 @@ fn failpoints(given: Option<&str>) -> Result<Failpoints, ConfigError> {
         expected: "a step of the commit, such as LanceAppended",
     })?;
     Ok(Failpoints(Some((step, FailAction::Abort))))
-}
-
-fn engine(raw: &RawSettings) -> Result<EngineSettings, ConfigError> {
-    let max_num_seqs = in_range("max-num-seqs", raw.max_num_seqs.unwrap_or(64), 1, 4096, "1 to 4096")?;
-    let batched = in_range(
-        "max-num-batched-tokens",
-        raw.max_num_batched_tokens.unwrap_or(512),
-        16,
-        65_536,
-        "16 to 65536",
-    )?;
-    if batched < max_num_seqs {
-        return Err(ConfigError::OutOfRange {
-            flag: "max-num-batched-tokens",
-            given: batched.to_string(),
-            expected: "at least --max-num-seqs, so that every running sequence can take a step",
-        });
-    }
-    Ok(EngineSettings {
-        max_model_len: raw.max_model_len,
-        kv_cache_bytes: kv_cache_bytes(raw)?,
-        max_num_seqs,
-        max_num_batched_tokens: batched,
-        max_waiting: in_range("max-waiting", raw.max_waiting.unwrap_or(1024), 1, 1 << 20, "1 to 1048576")?,
-        prefix_cache: raw.prefix_cache.unwrap_or(true),
-    })
-}
-
-fn kv_cache_bytes(raw: &RawSettings) -> Result<Option<usize>, ConfigError> {
-    match (raw.kv_cache_bytes, raw.kv_cache_mb) {
-        (Some(_), Some(_)) => Err(ConfigError::Both { one: "kv-cache-bytes", other: "kv-cache-mb" }),
-        (Some(bytes), None) => {
-            let bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
-            in_range("kv-cache-bytes", bytes, 1, 1 << 44, "1 to 17592186044416").map(Some)
-        }
-        (None, Some(mb)) => in_range("kv-cache-mb", mb, 1, 1 << 24, "1 to 16777216").map(|mb| Some(mb << 20)),
-        (None, None) => Ok(None),
-    }
 }
 
 /// A template names both texts; `\n`, which a shell's line can hardly hold otherwise, is a new line.

@@ -3,7 +3,8 @@
 //! Loading reads and packs on the caller's thread; the engine only ever holds finished adapters, so no load stalls a
 //! step. A request holds an [`AdapterLease`]; an adapter that was unloaded lives until its last lease ends. At most
 //! `max_resident` adapters are in memory: the least recently used one that nobody holds and nobody pinned makes room,
-//! stays known by its path, and is read again when it is next asked for.
+//! stays known by its path, and is read again when it is next asked for. Adapters are read one at a time: who asks for an
+//! evicted one waits for those before it, seconds on a slow disk; whoever asks for one in memory waits for nobody.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -167,11 +168,34 @@ impl Adapters {
         if self.contains(name) {
             return Err(AdapterError::Exists { name: name.to_owned() });
         }
-        let resident = self.read(name, path)?;
+        let resident = self.read(name, path, false)?;
         let mut state = lock(&self.inner.state);
         state.clock += 1;
         let entry = Entry { path: path.to_owned(), pinned, resident: Some(resident), last_used: state.clock };
         state.by_name.insert(name.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Reads the PEFT folder `path` in place of what is known as `name`, `pinned` as before where that is not said. The
+    /// name is known all the time: requests that come meanwhile get the old weights or wait for the new ones; those that
+    /// hold the old ones keep them. Not for an async thread.
+    ///
+    /// # Errors
+    /// [`AdapterError`]; the old one then stays.
+    pub fn replace(&self, name: &str, path: &Path, pinned: Option<bool>) -> Result<(), AdapterError> {
+        let _loading = lock(&self.inner.loading);
+        let unknown = || AdapterError::Unknown { name: name.to_owned() };
+        if !self.contains(name) {
+            return Err(unknown());
+        }
+        let resident = self.read(name, path, true)?;
+        let mut state = lock(&self.inner.state);
+        state.clock += 1;
+        let now = state.clock;
+        // Somebody may have unloaded it meanwhile, and meant it.
+        let entry = state.by_name.get_mut(name).ok_or_else(unknown)?;
+        let pinned = pinned.unwrap_or(entry.pinned);
+        *entry = Entry { path: path.to_owned(), pinned, resident: Some(resident), last_used: now };
         Ok(())
     }
 
@@ -216,7 +240,7 @@ impl Adapters {
         }
         let unknown = || AdapterError::Unknown { name: name.to_owned() };
         let path = lock(&self.inner.state).by_name.get(name).map(|entry| entry.path.clone());
-        let resident = self.read(name, &path.ok_or_else(unknown)?)?;
+        let resident = self.read(name, &path.ok_or_else(unknown)?, false)?;
         let mut state = lock(&self.inner.state);
         let entry = state.by_name.get_mut(name).ok_or_else(unknown)?;
         entry.resident = Some(resident.clone());
@@ -239,19 +263,20 @@ impl Adapters {
         all
     }
 
-    /// Makes room and reads; the caller holds `loading`.
-    fn read(&self, name: &str, path: &Path) -> Result<Arc<Resident>, AdapterError> {
+    /// Makes room and reads; the caller holds `loading`. What is read in the `place_of` the one known as `name` takes
+    /// its room first, be it pinned: should reading fail, it is read again when it is next asked for.
+    fn read(&self, name: &str, path: &Path, place_of: bool) -> Result<Arc<Resident>, AdapterError> {
         let inner = &self.inner;
         // The room is taken before the files are read: memory never holds more than `max_resident`.
         while inner.live.load(Ordering::SeqCst) >= inner.max_resident {
             let mut state = lock(&inner.state);
-            let idle = |entry: &&mut Entry| {
-                !entry.pinned
+            let idle = |(other, entry): &(&String, &mut Entry)| {
+                (!entry.pinned || (place_of && *other == name))
                     && entry.resident.as_ref().is_some_and(|resident| Arc::strong_count(resident) == 1)
             };
-            let oldest = state.by_name.values_mut().filter(idle).min_by_key(|entry| entry.last_used);
-            match oldest {
-                Some(entry) => drop(entry.resident.take()),
+            let all = state.by_name.iter_mut().filter(idle);
+            match all.min_by_key(|(other, entry)| (!place_of || *other != name, entry.last_used)) {
+                Some((_, entry)) => drop(entry.resident.take()),
                 None => return Err(AdapterError::NoRoom { max_resident: inner.max_resident }),
             }
         }
@@ -302,6 +327,40 @@ mod tests {
         assert!(matches!(adapters.load("a", &path, false), Err(AdapterError::Exists { .. })));
         assert_ne!(adapters.acquire("a").expect("in memory").uid(), uid, "another load, another number");
         assert!(matches!(adapters.load("b", &path, false), Err(AdapterError::NoRoom { .. })), "a is pinned");
+    }
+
+    #[test]
+    fn a_replaced_adapter_is_known_all_the_time_and_stays_where_the_other_cannot_be_read() {
+        for (places, pinned) in [(2, false), (1, false), (1, true)] {
+            let adapters = tiny_adapters(places, &["a"]);
+            let path = adapters.list()[0].path.clone();
+            assert!(matches!(adapters.replace("b", &path, None), Err(AdapterError::Unknown { .. })));
+            adapters.replace("a", &path, Some(pinned)).expect("replaced");
+            let old = adapters.acquire("a").expect("in memory").uid();
+            let done = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::SeqCst) {
+                        // A lease that is held takes the only place: the name is known all the same.
+                        assert!(adapters.contains("a") && adapters.list().len() == 1);
+                    }
+                });
+                for _ in 0..50 {
+                    adapters.replace("a", &path, None).expect("replaced");
+                    assert!(adapters.replace("a", Path::new("/nowhere"), None).is_err());
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+            let held = adapters.acquire("a").expect("read again");
+            assert!(held.uid() > old, "other weights have another number");
+            assert_eq!((adapters.list()[0].pinned, &adapters.list()[0].path), (pinned, &path));
+            match adapters.replace("a", &path, None) {
+                Ok(()) => {
+                    assert!(places == 2 && adapters.acquire("a").expect("in memory").uid() > held.uid())
+                }
+                Err(error) => assert!(matches!(error, AdapterError::NoRoom { .. }) && places == 1),
+            }
+        }
     }
 
     #[test]

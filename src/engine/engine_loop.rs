@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::constraint::Grammar;
 use super::drafts::SpeculationConfig;
 use super::handle::{Command, EngineHandle, EngineLimits, Shared};
 use super::request::{EngineError, Event, FinishReason};
@@ -168,6 +169,7 @@ impl<R: StepRunner> Engine<R> {
         self.scheduler.schedule(plan);
         if plan.tokens() > 0 {
             let result = self.step(plan);
+            self.scheduler.take_grammars_back(plan);
             let copies = std::mem::take(&mut plan.copies);
             // The plan's shares of the sequences' state go before that state is changed.
             plan.clear();
@@ -180,7 +182,7 @@ impl<R: StepRunner> Engine<R> {
         self.publish_stats();
     }
 
-    fn step(&mut self, plan: &StepPlan) -> Result<StepOutput, String> {
+    fn step(&mut self, plan: &mut StepPlan) -> Result<StepOutput, String> {
         let runner = &mut self.runner;
         self.stats.steps += 1;
         caught(|| {
@@ -227,10 +229,11 @@ impl<R: StepRunner> Engine<R> {
     fn take(&mut self, command: Command) {
         match command {
             Command::Run(mut request, entry) => {
-                let (id, constraint) = (entry.id, request.constraint.take());
+                let (id, vocab) = (entry.id, self.scheduler.config.limits.vocab_size as usize);
+                let grammar = request.constraint.take().map(|constraint| Grammar::new(constraint, vocab));
                 let group = Group::new(&mut request, entry);
                 self.stats.prompt_tokens += group.prompt.len() as u64;
-                let first = Sequence::new(id, 0, &group, constraint);
+                let first = Sequence::new(id, 0, &group, grammar);
                 self.scheduler.groups.insert(id, group);
                 self.scheduler.enqueue(first);
             }

@@ -31,7 +31,7 @@ mod token_counts;
 
 pub use adapters::{AdapterError, AdapterInfo, AdapterLease, Adapters};
 pub use block_pool::{BlockHash, BlockPool, BlockState};
-pub use constraint::{BitMask, Constraint};
+pub use constraint::{BitMask, Constraint, Grammar};
 pub use drafts::SpeculationConfig;
 pub use engine_loop::{EngineConfig, EngineThread, start};
 pub use handle::{EngineHandle, EngineLimits, EventStream, SubmitError};

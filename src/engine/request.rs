@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::adapters::AdapterLease;
-use super::constraint::Constraint;
+use super::constraint::{BitMask, Constraint};
 
 /// Names a request in logs and statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +50,8 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Divides positive and multiplies negative logits of tokens in prompt and answer.
     pub repetition_penalty: f32,
+    /// No other token is drawn.
+    pub allowed: Option<Arc<BitMask>>,
     /// Added to the logits of tokens.
     pub logit_bias: Vec<(u32, f32)>,
     /// The same seed gives the same tokens, whatever else is in the batch.
@@ -70,6 +72,7 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             repetition_penalty: 1.0,
+            allowed: None,
             logit_bias: Vec::new(),
             seed: None,
             logprobs: None,

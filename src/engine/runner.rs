@@ -6,6 +6,7 @@ use tarn_kernels::Gate;
 
 use crate::model::{Decoder, Exec, ForwardBatch, KvCache};
 
+use super::constraint::{BitMask, Grammar};
 use super::request::{SampleError, SampledToken, TokenLogprobs};
 use super::sampler::Sampler;
 use super::step::{StepOutput, StepPlan, Ticket};
@@ -32,11 +33,11 @@ pub trait StepRunner {
     /// # Errors
     /// When the plan cannot run; nothing is then in flight.
     fn launch(&mut self, plan: &StepPlan) -> Result<Ticket, RunnerError>;
-    /// Waits for a step.
+    /// Waits for a step; fills the plan's grammars before it draws.
     ///
     /// # Errors
     /// When the step failed; the runner can go on with other sequences.
-    fn collect(&mut self, plan: &StepPlan, ticket: Ticket) -> Result<StepOutput, RunnerError>;
+    fn collect(&mut self, plan: &mut StepPlan, ticket: Ticket) -> Result<StepOutput, RunnerError>;
 }
 
 /// Runs steps on a [`Decoder`].
@@ -118,7 +119,7 @@ impl StepRunner for ModelRunner {
         Ok(Ticket(self.steps))
     }
 
-    fn collect(&mut self, plan: &StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
+    fn collect(&mut self, plan: &mut StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
         let first_rows = self.gather_rows(plan);
         let _held = self.gate.as_ref().filter(|_| !plan.samples.is_empty()).map(|gate| gate.hold());
         self.kv.copy_blocks(&plan.copies).map_err(|error| RunnerError { message: error.to_string() })?;
@@ -136,14 +137,26 @@ impl StepRunner for ModelRunner {
             .decoder
             .forward(&batch, &mut self.kv)
             .map_err(|error| RunnerError { message: error.to_string() })?;
+        self.exec.each_with(&mut self.samplers, &mut plan.grammars, &|_, _, grammar| grammar.fill());
+        let allowed: Vec<Option<&BitMask>> = plan.grammars.iter().map(Grammar::mask).collect();
         // An answer's rows go in order on one worker; answers depend on nothing but their own rows.
         let mut drawn = vec![Drawn::Pending; first_rows.len()];
+        let (samples, scored) = (&plan.samples, &plan.prompt_logprobs);
         self.exec.each_with(&mut self.samplers, &mut drawn, &|sampler, at, result| {
             let first = first_rows[at];
-            *result = match plan.samples.get(at) {
-                Some(sample) => Drawn::Tokens(sampler.sample_run(|next| logits.row(first + next), sample)),
+            *result = match samples.get(at) {
+                Some(sample) => {
+                    Drawn::Tokens(match sample.grammar.map(|grammar| allowed[grammar as usize]) {
+                        // Its grammar failed, and its request with it.
+                        Some(None) => Err(SampleError::NothingAllowed),
+                        Some(mask) => {
+                            sampler.sample(logits.row(first), sample, mask).map(|token| vec![token])
+                        }
+                        None => sampler.sample_run(|next| logits.row(first + next), sample),
+                    })
+                }
                 None => {
-                    let (_, id, n) = plan.prompt_logprobs[at - plan.samples.len()];
+                    let (_, id, n) = scored[at - samples.len()];
                     Drawn::Prompt(sampler.logprobs(logits.row(first), id, n))
                 }
             };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use tarn_kernels::{Exec, SOFTMAX_BLOCK, SoftmaxStats, argmax, softmax_stats, softmax_weight};
 
+use super::constraint::BitMask;
 use super::request::{SampleError, SampledToken, TokenLogprobs};
 use super::step::SampleSpec;
 
@@ -53,7 +54,7 @@ const GREEDY_BELOW: f32 = 1e-5;
 const LADDER: [f32; 3] = [4.0, 10.0, 20.0];
 
 impl Sampler {
-    /// The tokens for `spec`, at least one: from `rows(0)`, and from `rows(i)` while the token before is its draft.
+    /// The tokens for `spec`, which follows no grammar, at least one: from `rows(0)`, and from `rows(i)` while the token before is its draft.
     ///
     /// Each is drawn as if nothing had been drafted: from its own row, with the random number of its own position and
     /// the tokens before it as history. A draft is accepted where it is the token that is drawn anyway, so the answer
@@ -67,12 +68,12 @@ impl Sampler {
         rows: impl Fn(usize) -> &'a [f32],
         spec: &SampleSpec,
     ) -> Result<Vec<SampledToken>, SampleError> {
-        let first = self.sample(rows(0), spec)?;
+        let first = self.sample(rows(0), spec, None)?;
         let mut run = vec![first];
         if spec.drafts.first() != Some(&run[0].id) {
             return Ok(run);
         }
-        let mut next = SampleSpec { drafts: Vec::new(), mask: None, ..spec.clone() };
+        let mut next = SampleSpec { drafts: Vec::new(), ..spec.clone() };
         for at in 0..spec.drafts.len() {
             if spec.drafts[at] != run[at].id {
                 break;
@@ -81,7 +82,7 @@ impl Sampler {
             if let Some(history) = &mut next.history {
                 Arc::make_mut(history).push(run[at].id);
             }
-            match self.sample(rows(at + 1), &next) {
+            match self.sample(rows(at + 1), &next, None) {
                 Ok(token) => run.push(token),
                 Err(_) => break,
             }
@@ -89,17 +90,22 @@ impl Sampler {
         Ok(run)
     }
 
-    /// The token for `spec` from the model's `logits` `[vocab]`.
+    /// The token for `spec` from the model's `logits` `[vocab]`, among those of `mask` where a grammar gives one.
     ///
     /// # Errors
     /// [`SampleError`] when no token can be drawn.
-    pub fn sample(&mut self, logits: &[f32], spec: &SampleSpec) -> Result<SampledToken, SampleError> {
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        spec: &SampleSpec,
+        mask: Option<&BitMask>,
+    ) -> Result<SampledToken, SampleError> {
         // The row is copied only where something changes it.
         let mut own = std::mem::take(&mut self.logits);
-        let id = if adjusts(spec) {
+        let id = if mask.is_some() || adjusts(spec) {
             own.clear();
             own.extend_from_slice(logits);
-            adjust(&mut own, spec);
+            adjust(&mut own, spec, mask);
             self.choose(&own, spec)
         } else {
             self.choose(logits, spec)
@@ -264,16 +270,16 @@ fn check(max: f32) -> Result<(), SampleError> {
     if max.is_finite() { Ok(()) } else { Err(SampleError::NotFinite) }
 }
 
-/// Whether anything but the model decides the logits.
+/// Whether anything but the model and a grammar decides the logits.
 fn adjusts(spec: &SampleSpec) -> bool {
-    spec.mask.is_some()
+    spec.params.allowed.is_some()
         || spec.banned().is_some()
         || spec.history.is_some()
         || !spec.params.logit_bias.is_empty()
 }
 
-fn adjust(logits: &mut [f32], spec: &SampleSpec) {
-    if let Some(mask) = &spec.mask {
+fn adjust(logits: &mut [f32], spec: &SampleSpec, mask: Option<&BitMask>) {
+    for mask in mask.into_iter().chain(spec.params.allowed.as_deref()) {
         apply_mask(logits, mask.words());
     }
     for id in spec.banned().unwrap_or_default() {

@@ -48,14 +48,14 @@ pub(super) struct Scheduler {
     pub(super) pool: BlockPool,
     pub(super) groups: HashMap<u64, Group>,
     pub(super) running: Vec<Sequence>,
-    pub(super) queues: Queues,
+    pub(super) queues: Queues<Sequence>,
     admissions: u64,
     pub(super) preemptions: u64,
     pub(super) prefix_queries: u64,
     pub(super) prefix_hits: u64,
     /// Sequences of the planned step.
     pub(super) planned: Vec<Planned>,
-    /// Groups whose grammar failed while the step was planned: what is drawn for them does not count.
+    /// Groups whose grammar failed in the step: what is drawn for them does not count.
     pub(super) failed: Vec<(u64, EngineError)>,
     /// Blocks that the next step copies first.
     copies: Vec<(u32, u32)>,
@@ -72,13 +72,15 @@ pub(super) struct Planned {
     pub(super) drafts: Vec<u32>,
     /// The plan's samples that are its own: one, or one an answer where the prompt of several ends.
     pub(super) samples: usize,
+    /// Its grammar is the plan's next one.
+    pub(super) lends_grammar: bool,
     /// Rows of the plan's prompt log probabilities that are its own.
     pub(super) logprob_rows: usize,
 }
 
 impl Planned {
     fn new(at: usize, tokens: usize) -> Planned {
-        Planned { at, tokens, drafts: Vec::new(), samples: 0, logprob_rows: 0 }
+        Planned { at, tokens, drafts: Vec::new(), samples: 0, lends_grammar: false, logprob_rows: 0 }
     }
 }
 
@@ -116,10 +118,10 @@ impl Scheduler {
 
     /// Queues a sequence of an admitted group.
     pub(super) fn enqueue(&mut self, sequence: Sequence) {
-        let customer = self.groups[&sequence.group].customer.clone();
+        let group = &self.groups[&sequence.group];
         let running: Vec<Arc<str>> =
             self.running.iter().map(|seq| self.groups[&seq.group].customer.clone()).collect();
-        self.queues.push_back(customer, sequence, &running);
+        self.queues.push_back(group.customer.clone(), group.priority, sequence, &running);
     }
 
     /// Gives a sequence's blocks back, the last one first, so that the beginning of a prefix is evicted last.
@@ -186,8 +188,8 @@ impl Scheduler {
         let mut sequence = self.running.remove(at);
         self.free(&mut sequence);
         self.preemptions += 1;
-        let customer = self.groups[&sequence.group].customer.clone();
-        self.queues.push_front(customer, sequence);
+        let group = &self.groups[&sequence.group];
+        self.queues.push_front(group.customer.clone(), group.priority, sequence);
     }
 
     /// What the waiting sequence whose turn it is would take; `None` when the pool has no room for it. Takes nothing
@@ -245,7 +247,7 @@ impl Scheduler {
         let rows: usize = self.planned.iter().map(|part| part.tokens).sum();
         let mut spare = budget.min(config.max_rows.saturating_sub(rows));
         let decodes =
-            |seq: &Sequence| seq.pending() == 1 && seq.constraint.is_none() && self.groups[&seq.group].forked;
+            |seq: &Sequence| seq.pending() == 1 && seq.grammar.is_none() && self.groups[&seq.group].forked;
         let able: Vec<usize> =
             (0..self.planned.len()).filter(|part| decodes(&self.running[self.planned[*part].at])).collect();
         for (done, part) in able.iter().copied().enumerate() {

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::adapters::AdapterLease;
 use super::block_pool::BlockHash;
-use super::constraint::{BitMask, Constraint};
+use super::constraint::Grammar;
 use super::drafts::Drafter;
 use super::handle::{Entry, Place};
 use super::request::{
@@ -198,9 +198,8 @@ pub(super) struct Sequence {
     pub(super) published: usize,
     /// What penalties count; `None` without penalties.
     pub(super) counts: Option<Arc<TokenCounts>>,
-    pub(super) constraint: Option<Box<dyn Constraint>>,
-    /// What the grammar allows next; its memory is used again from step to step.
-    mask: Option<Arc<BitMask>>,
+    /// Lent to the plan of a step that draws a token of it.
+    pub(super) grammar: Option<Grammar>,
     /// Guesses what follows, where speculation is on and it decodes.
     pub(super) drafter: Option<Drafter>,
     /// Tokens that the next step may compute of it.
@@ -211,12 +210,7 @@ pub(super) struct Sequence {
 
 impl Sequence {
     /// Answer `index` of `group`, nothing computed.
-    pub(super) fn new(
-        id: u64,
-        index: u32,
-        group: &Group,
-        constraint: Option<Box<dyn Constraint>>,
-    ) -> Sequence {
+    pub(super) fn new(id: u64, index: u32, group: &Group, grammar: Option<Grammar>) -> Sequence {
         Sequence {
             group: id,
             index,
@@ -227,8 +221,7 @@ impl Sequence {
             hashes: Vec::new(),
             published: 0,
             counts: group.params.has_penalties().then(|| Arc::new(TokenCounts::of_prompt(&group.prompt))),
-            constraint,
-            mask: None,
+            grammar,
             drafter: None,
             allotted: 0,
             admitted: 0,
@@ -240,8 +233,7 @@ impl Sequence {
     /// # Errors
     /// What the grammar said when it panicked.
     pub(super) fn fork(&self, index: u32) -> Result<Sequence, String> {
-        let constraint =
-            self.constraint.as_ref().map(|constraint| caught(|| constraint.fork())).transpose()?;
+        let grammar = self.grammar.as_ref().map(Grammar::fork).transpose()?;
         Ok(Sequence {
             group: self.group,
             index,
@@ -252,26 +244,11 @@ impl Sequence {
             hashes: self.hashes.clone(),
             published: 0,
             counts: self.counts.clone(),
-            constraint,
-            mask: None,
+            grammar,
             drafter: None,
             allotted: 0,
             admitted: 0,
         })
-    }
-
-    /// What the grammar allows next; `None` without a grammar.
-    ///
-    /// # Errors
-    /// What the grammar said when it panicked.
-    pub(super) fn fill_mask(&mut self, vocab: usize) -> Result<Option<Arc<BitMask>>, String> {
-        let Some(constraint) = &mut self.constraint else { return Ok(None) };
-        let mask = self.mask.get_or_insert_with(|| Arc::new(BitMask::none(vocab)));
-        // The plan of the last step is cleared: nobody else holds the mask.
-        let bits = Arc::make_mut(mask);
-        bits.words_mut().fill(0);
-        caught(|| constraint.fill(bits))?;
-        Ok(Some(mask.clone()))
     }
 
     /// Knows the hashes of its first `blocks` full blocks; `root` is the parent of the first.

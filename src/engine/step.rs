@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::model::{LoraAdapter, SeqSpan};
 
-use super::constraint::BitMask;
+use super::constraint::Grammar;
 use super::request::{SampleError, SampledToken, SamplingParams, TokenLogprobs};
 use super::token_counts::TokenCounts;
 
@@ -27,6 +27,8 @@ pub struct StepPlan {
     pub adapter_of: Vec<u32>,
     /// Tokens to draw.
     pub samples: Vec<SampleSpec>,
+    /// Grammars that samples follow, lent for the step: the runner fills them before it draws.
+    pub grammars: Vec<Grammar>,
     /// Blocks to copy before anything is computed, `(from, to)` each, in order: answers that part from one prompt.
     pub copies: Vec<(u32, u32)>,
     /// Prompt positions whose log probabilities are wanted: `(row, the token that follows, how many of the likeliest)`.
@@ -50,6 +52,7 @@ impl StepPlan {
         self.adapters.clear();
         self.adapter_of.clear();
         self.samples.clear();
+        self.grammars.clear();
         self.copies.clear();
         self.prompt_logprobs.clear();
     }
@@ -73,8 +76,8 @@ pub struct SampleSpec {
     pub history: Option<Arc<TokenCounts>>,
     /// Stops that must not be drawn yet.
     pub banned: Option<Banned>,
-    /// What the grammar allows (never together with drafts).
-    pub mask: Option<Arc<BitMask>>,
+    /// Index into the plan's grammars (never together with drafts).
+    pub grammar: Option<u32>,
 }
 
 impl SampleSpec {

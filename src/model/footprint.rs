@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use tarn_kernels::WeightFormat;
 use tarn_kernels::blocks::BlockFormat;
+use tarn_kernels::{AdapterRows, WeightFormat};
 
 use super::config::{DecoderConfig, EncoderConfig, ModelConfig};
 use super::error::Result;
@@ -21,6 +21,9 @@ pub struct Footprint {
     /// Activations, logits and scratch.
     pub workspace: usize,
 }
+
+/// Products that an adapter updates at once: q, k and v of a token; gate and up of a (token, expert) pair.
+pub(super) const ADAPTED_AT_ONCE: [usize; 2] = [3, 2];
 
 /// Rows of a panel of packed weights.
 const LANES: usize = 16;
@@ -259,7 +262,8 @@ fn decoder_workspace(config: &DecoderConfig, tokens: usize, rows: usize) -> usiz
         + scratch
         + rows * (hidden + config.vocab)
         + config.max_positions * config.head_dim;
-    let routing = 8 * pairs + 8 * pairs;
+    // Experts and weights of pairs, and the pairs sorted by expert.
+    let routing = 8 * pairs + 8 * pairs + 4 * (experts + 1);
     4 * floats + routing + quantized_bytes(pairs.max(rows), hidden.max(inner).max(q))
 }
 
@@ -272,14 +276,34 @@ fn encoder_workspace(config: &EncoderConfig, tokens: usize) -> usize {
 }
 
 impl DecoderConfig {
-    /// Bytes of an adapter of rank `rank` on every projection, as f32.
+    /// Most bytes of an adapter of rank up to `rank` on every projection: f32, each A in panels of 16 rows, each B in
+    /// panels of 16 columns.
     #[must_use]
     pub fn adapter_bytes(&self, rank: usize) -> usize {
         let (hidden, inner) = (self.hidden, self.intermediate);
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let attention = (hidden + q) + 2 * (hidden + kv) + (q + hidden);
-        let mlp = 3 * (hidden + inner) * self.moe.map_or(1, |moe| moe.experts);
-        4 * rank * self.layers * (attention + mlp)
+        let padded = |n: usize| n.next_multiple_of(LANES);
+        let product = |rows_of_a: usize, k: usize, n: usize| rows_of_a * k + rank * n;
+        let attention = product(3 * padded(rank), hidden, padded(q) + 2 * padded(kv))
+            + product(padded(rank), q, padded(hidden));
+        // Where gate and up have different ranks, zero rows follow the shorter one's.
+        let expert = product(2 * padded(rank) + LANES, hidden, 2 * padded(inner))
+            + product(padded(rank), inner, padded(hidden));
+        let mlp = self
+            .moe
+            .map_or(expert, |moe| product(padded(rank), hidden, padded(moe.experts)) + moe.experts * expert);
+        4 * self.layers * (attention + mlp)
+    }
+
+    /// Bytes of scratch for adapters of rank up to `max_rank` in passes of up to `tokens` tokens; 0 without.
+    #[must_use]
+    pub fn adapter_scratch_bytes(&self, tokens: usize, max_rank: usize) -> usize {
+        if max_rank == 0 {
+            return 0;
+        }
+        let pairs = self.moe.map_or(0, |moe| tokens * moe.top_k);
+        let [token, pair] = ADAPTED_AT_ONCE.map(|products| AdapterRows::row_bytes(products * max_rank));
+        tokens * token + pairs * pair
     }
 }
 

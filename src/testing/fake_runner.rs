@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::{
-    AdapterLease, RunnerError, SampleError, SampleSpec, SampledToken, StepOutput, StepPlan, StepRunner,
-    Ticket, TokenLogprobs,
+    AdapterLease, Grammar, RunnerError, SampleError, SampleSpec, SampledToken, StepOutput, StepPlan,
+    StepRunner, Ticket, TokenLogprobs,
 };
 use crate::model::{LoraAdapter, NO_ADAPTER, SeqSpan};
 
@@ -25,6 +25,8 @@ pub struct FakeRunner {
     vocab: u32,
     /// Adapters that it knows, by the number that answers depend on.
     adapters: Vec<(Arc<LoraAdapter>, u64)>,
+    /// Nobody said which there are: it takes all that come, in this order.
+    takes_all_adapters: bool,
     max_model_len: usize,
     delay: Duration,
     panic_on: Option<u32>,
@@ -40,6 +42,7 @@ impl FakeRunner {
             slots: vec![None; blocks * 16],
             vocab,
             adapters: Vec::new(),
+            takes_all_adapters: true,
             max_model_len,
             delay: Duration::ZERO,
             panic_on: None,
@@ -48,9 +51,10 @@ impl FakeRunner {
         }
     }
 
-    /// Knows the weights of an adapter by their load's number: answers depend on it.
+    /// Knows the weights of an adapter by their load's number: answers depend on it. All others are then refused.
     #[must_use]
     pub fn with_adapter(mut self, lease: &AdapterLease) -> FakeRunner {
+        self.takes_all_adapters = false;
         self.adapters.push((lease.weights().clone(), lease.uid()));
         self
     }
@@ -146,6 +150,11 @@ impl FakeRunner {
         {
             return failed("not every token says its adapter");
         }
+        for weights in plan.adapters.iter().filter(|_| self.takes_all_adapters) {
+            if !self.adapters.iter().any(|(known, _)| Arc::ptr_eq(known, weights)) {
+                self.adapters.push((weights.clone(), self.adapters.len() as u64 + 1));
+            }
+        }
         for (row, slot) in plan.slot_mapping.iter().enumerate() {
             let adapter = self.adapter(plan, row)?;
             self.slots[*slot as usize] = Some(Slot { token: plan.input_ids[row], adapter });
@@ -198,8 +207,12 @@ impl FakeRunner {
             }
             let seed = (sample.params.temperature > 0.0).then_some(sample.seed);
             let id = next(&context, self.vocab, Draw { seed, adapter: self.adapter(plan, row)? });
-            // Under a grammar: the next one that it allows.
-            let allowed = |id: &u32| sample.mask.as_ref().is_none_or(|mask| mask.allows(*id));
+            // Among some only: the next one of them.
+            let grammar = sample.grammar.map(|grammar| plan.grammars[grammar as usize].mask());
+            let allowed = |id: &u32| {
+                grammar.is_none_or(|mask| mask.is_some_and(|mask| mask.allows(*id)))
+                    && sample.params.allowed.as_ref().is_none_or(|mask| mask.allows(*id))
+            };
             let id = (0..self.vocab).map(|step| (id + step) % self.vocab).find(allowed);
             let Some(id) = id else { return Ok(Err(SampleError::NothingAllowed)) };
             run.push(SampledToken { id, logprob: sample.params.logprobs.map(|_| -1.0), top: Vec::new() });
@@ -228,11 +241,12 @@ impl StepRunner for FakeRunner {
         Ok(Ticket(0))
     }
 
-    fn collect(&mut self, plan: &StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
+    fn collect(&mut self, plan: &mut StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
         }
         assert!(!self.panic_on.is_some_and(|token| plan.input_ids.contains(&token)), "asked to panic");
+        plan.grammars.iter_mut().for_each(Grammar::fill);
         self.write(plan)?;
         let samples = plan.samples.iter().map(|sample| self.draw(plan, sample));
         let mut output = StepOutput { samples: samples.collect::<Result<_, _>>()?, ..StepOutput::default() };

@@ -75,6 +75,24 @@ impl AdapterRows {
         })
     }
 
+    /// Memory in bytes of scratch for one row whose updates have up to `width` ranks together.
+    #[must_use]
+    pub fn row_bytes(width: usize) -> usize {
+        let lists = size_of::<Group>() + size_of::<Entry>() + size_of::<Place>() + 4 * size_of::<u32>();
+        lists + width * size_of::<f32>()
+    }
+
+    /// Memory in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.groups.capacity() * size_of::<Group>()
+            + self.entries.capacity() * size_of::<Entry>()
+            + self.places.len() * size_of::<Place>()
+            + (self.outputs.len() + self.tokens.len() + self.counts.len() + self.tasks.capacity())
+                * size_of::<u32>()
+            + self.shrunk.bytes().len()
+    }
+
     /// Groups the rows of a batch by the adapter of each, `of`, below `adapters` or [`NO_ADAPTER`].
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::super::request::{EngineError, Event, FinishReason, SampleError, SampledToken, TokenLogprobs};
 use super::super::runner::StepRunner;
 use super::super::scheduler::Planned;
-use super::super::sequence::{Group, Sequence, caught};
+use super::super::sequence::{Group, Sequence};
 use super::super::step::StepOutput;
 use super::Engine;
 
@@ -183,14 +183,8 @@ fn accept(
     for token in drawn? {
         let id = token.id;
         sequence.push(id);
-        let complete = match &mut sequence.constraint {
-            None => false,
-            Some(constraint) => caught(|| {
-                constraint.advance(id);
-                constraint.is_complete()
-            })
-            .map_err(|message| EngineError::Constraint { message })?,
-        };
+        let advanced = sequence.grammar.as_mut().map_or(Ok(false), |grammar| grammar.advance(id));
+        let complete = advanced.map_err(|message| EngineError::Constraint { message })?;
         group.completion_tokens += 1;
         group.send(Event::Token { index: sequence.index, token });
         let generated = sequence.output().len();

@@ -12,7 +12,7 @@ fn spec(params: SamplingParams, seed: u64, position: u32) -> SampleSpec {
         position,
         history: None,
         banned: None,
-        mask: None,
+        grammar: None,
     }
 }
 
@@ -20,7 +20,7 @@ fn frequencies(params: &SamplingParams, logits: &[f32], draws: u32) -> Vec<f64> 
     let mut sampler = Sampler::default();
     let mut counts = vec![0.0; logits.len()];
     for position in 0..draws {
-        let token = sampler.sample(logits, &spec(params.clone(), 42, position)).expect("draws");
+        let token = sampler.sample(logits, &spec(params.clone(), 42, position), None).expect("draws");
         counts[token.id as usize] += 1.0 / f64::from(draws);
     }
     counts
@@ -76,7 +76,7 @@ fn penalties_bias_and_bans_equal_their_definitions() {
     [1, 1, 2].iter().for_each(|id| counts.push(*id));
     spec.history = Some(Arc::new(counts));
     spec.banned = Some(Banned { ids: Arc::from([3]), before: 1 });
-    sampler.sample(&[4.0, -1.0, 2.0, 9.0, 0.0], &spec).expect("draws");
+    sampler.sample(&[4.0, -1.0, 2.0, 9.0, 0.0], &spec, None).expect("draws");
     assert_eq!(sampler.logits, [2.0, -2.0 - 0.5 - 0.5, 1.0 - 0.25 - 0.5, f32::NEG_INFINITY, 3.0]);
 }
 
@@ -84,7 +84,7 @@ fn penalties_bias_and_bans_equal_their_definitions() {
 fn log_probabilities_are_the_models_own() {
     let mut sampler = Sampler::default();
     let params = SamplingParams { temperature: 0.0, logprobs: Some(2), ..SamplingParams::default() };
-    let token = sampler.sample(&[1.0, 3.0, 2.0], &spec(params, 0, 0)).expect("draws");
+    let token = sampler.sample(&[1.0, 3.0, 2.0], &spec(params, 0, 0), None).expect("draws");
     let total: f32 = [1.0_f32, 3.0, 2.0].iter().map(|x| x.exp()).sum();
     assert_eq!(token.id, 1);
     assert!((token.logprob.expect("asked") - (3.0 - total.ln())).abs() < 1e-6);
@@ -96,11 +96,14 @@ fn logits_without_a_possible_token_are_an_error_and_not_token_zero() {
     let mut sampler = Sampler::default();
     for temperature in [0.0, 1.0] {
         let params = SamplingParams { temperature, ..SamplingParams::default() };
-        let mut nothing = spec(params.clone(), 1, 1);
-        nothing.mask = Some(Arc::new(BitMask::none(3)));
-        assert_eq!(sampler.sample(&[1.0, 2.0, 3.0], &nothing), Err(SampleError::NothingAllowed));
+        let (nothing, mut of_none) = (BitMask::none(3), params.clone());
+        let found = sampler.sample(&[1.0, 2.0, 3.0], &spec(params.clone(), 1, 1), Some(&nothing));
+        assert_eq!(found, Err(SampleError::NothingAllowed));
+        of_none.allowed = Some(Arc::new(nothing));
+        let found = sampler.sample(&[1.0, 2.0, 3.0], &spec(of_none, 1, 1), None);
+        assert_eq!(found, Err(SampleError::NothingAllowed));
         for bad in [f32::NAN, f32::INFINITY] {
-            let found = sampler.sample(&[1.0, bad, 3.0], &spec(params.clone(), 1, 1));
+            let found = sampler.sample(&[1.0, bad, 3.0], &spec(params.clone(), 1, 1), None);
             assert_eq!(found, Err(SampleError::NotFinite));
         }
     }
@@ -112,9 +115,28 @@ fn a_temperature_near_zero_is_greedy() {
     let logits: Vec<f32> = (0..5000).map(|at| (at * 37 % 5000) as f32 * 1e-3).collect();
     for temperature in [1e-6, 1e-38, f32::MIN_POSITIVE / 4.0] {
         let params = SamplingParams { temperature, ..SamplingParams::default() };
-        let token = sampler.sample(&logits, &spec(params, 3, 9)).expect("draws");
+        let token = sampler.sample(&logits, &spec(params, 3, 9), None).expect("draws");
         assert_eq!(logits[token.id as usize], 4.999);
     }
+}
+
+#[test]
+fn of_the_allowed_tokens_a_grammar_takes_its_own_and_the_likeliest_is_drawn_without_speculation_too() {
+    let of = |ids: &[u32]| {
+        let mut mask = BitMask::none(200);
+        ids.iter().for_each(|id| mask.allow(*id));
+        mask
+    };
+    let logits: Vec<f32> = (0..200).map(|at| at as f32).collect();
+    let allowed = Some(Arc::new(of(&[3, 90, 150])));
+    let mut sampler = Sampler::default();
+    let mut one = spec(SamplingParams { allowed, ..SamplingParams::greedy() }, 1, 1);
+    assert_eq!(sampler.sample(&logits, &one, None).expect("draws").id, 150);
+    assert_eq!(sampler.sample(&logits, &one, Some(&of(&[3, 90, 199]))).expect("draws").id, 90);
+    assert_eq!(sampler.sample(&logits, &one, Some(&of(&[199]))), Err(SampleError::NothingAllowed));
+    one.drafts = vec![150, 199];
+    let run = sampler.sample_run(|_| &logits, &one).expect("draws");
+    assert_eq!(run.iter().map(|token| token.id).collect::<Vec<_>>(), [150, 150]);
 }
 
 #[test]
@@ -139,7 +161,7 @@ fn candidates_that_are_gathered_step_by_step_give_what_all_of_them_give() {
         let params = SamplingParams { top_p, top_k, min_p, ..SamplingParams::default() };
         for position in 0..50 {
             let one = spec(params.clone(), 5, position);
-            let found = sampler.sample(&logits, &one).expect("draws");
+            let found = sampler.sample(&logits, &one, None).expect("draws");
             assert_eq!(found.id, plain_draw(&logits, &one), "{params:?}");
         }
     }

@@ -37,7 +37,11 @@ impl Scheduler {
             return None;
         }
         let places = self.places();
-        self.queues.next_turn(&self.groups, |customer| places.held(customer) >= places.share)
+        self.queues.next_turn(
+            Instant::now(),
+            |sequence| self.groups[&sequence.group].arrived,
+            |customer| places.held(customer) >= places.share,
+        )
     }
 
     /// Whether a customer may take another place now: it has not got its share, or nobody else waits.

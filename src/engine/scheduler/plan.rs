@@ -30,6 +30,20 @@ impl Scheduler {
         self.planned = planned;
     }
 
+    /// Gives the grammars that a step was lent back to their sequences. Where one failed, so has its request: its tokens
+    /// were in the step, unused; the others of the plan are not touched.
+    pub(in super::super) fn take_grammars_back(&mut self, plan: &mut StepPlan) {
+        let lenders = self.planned.iter().filter(|part| part.lends_grammar);
+        for (part, grammar) in lenders.zip(plan.grammars.drain(..)) {
+            let sequence = &mut self.running[part.at];
+            if let Some(message) = grammar.failure() {
+                let message = message.to_owned();
+                self.failed.push((sequence.group, EngineError::Constraint { message }));
+            }
+            sequence.grammar = Some(grammar);
+        }
+    }
+
     fn add_tokens(&self, plan: &mut StepPlan, part: &mut Planned) {
         let sequence = &self.running[part.at];
         let group = &self.groups[&sequence.group];
@@ -66,14 +80,10 @@ impl Scheduler {
         if sequence.computed + part.tokens < sequence.tokens.len() || group.max_tokens == 0 {
             return;
         }
-        let mask = match sequence.fill_mask(self.config.limits.vocab_size as usize) {
-            Ok(mask) => mask,
-            Err(message) => {
-                // Its tokens stay in the step, unused; the others of the plan are not touched.
-                self.failed.push((sequence.group, EngineError::Constraint { message }));
-                None
-            }
-        };
+        let lent = sequence.grammar.take();
+        part.lends_grammar = lent.is_some();
+        let grammar = lent.is_some().then_some(plan.grammars.len() as u32);
+        plan.grammars.extend(lent);
         // An answer that was stopped before it began is not among them.
         let others = if group.forked { Vec::new() } else { group.open_answers() };
         sequence.index = others.first().copied().unwrap_or(sequence.index);
@@ -86,7 +96,7 @@ impl Scheduler {
             position: sequence.tokens.len() as u32,
             history: sequence.counts.clone(),
             banned: banned(group, sequence),
-            mask,
+            grammar,
         };
         let others: Vec<SampleSpec> = others
             .into_iter()

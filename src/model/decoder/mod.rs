@@ -14,6 +14,7 @@ use tarn_kernels::{
 use super::batch::{ForwardBatch, KvCache, KvSpec, Logits, NO_ADAPTER};
 use super::config::{DecoderConfig, ModelConfig};
 use super::error::{ModelError, Result};
+use super::footprint::ADAPTED_AT_ONCE;
 use super::rope_scaling::frequencies;
 use super::source::ModelSource;
 use super::weights::{LoadOptions, LoadProgress, Tensors};
@@ -125,14 +126,14 @@ impl Decoder {
     pub fn with_adapters(mut self, max_rank: usize) -> Result<Decoder> {
         let moe = self.config.moe;
         let pairs = moe.map_or(0, |moe| self.max_tokens * moe.top_k);
-        // q, k and v of a token have an A each, gate and up of a pair.
+        let [token, pair] = ADAPTED_AT_ONCE;
         self.state.adapted = match max_rank {
             0 => None,
             _ => Some(Adapted {
                 max_rank,
                 active: false,
-                tokens: AdapterRows::new(self.max_tokens, 3 * max_rank)?,
-                pairs: AdapterRows::new(pairs, 2 * max_rank)?,
+                tokens: AdapterRows::new(self.max_tokens, token * max_rank)?,
+                pairs: AdapterRows::new(pairs, pair * max_rank)?,
             }),
         };
         Ok(self)
@@ -165,6 +166,13 @@ impl Decoder {
             .map(|layer| layer.qkv.bytes() + layer.output.bytes() + layer.w13.bytes() + layer.w2.bytes())
             .sum();
         layers + self.embeddings.bytes() + self.head.bytes()
+    }
+
+    /// Memory of activations, logits, scratch and tables in bytes: what [`Footprint::workspace`](super::Footprint) and
+    /// [`DecoderConfig::adapter_scratch_bytes`] plan for.
+    #[must_use]
+    pub fn workspace_bytes(&self) -> usize {
+        self.rope.bytes() + self.state.bytes()
     }
 
     /// How its ops run.
@@ -284,6 +292,19 @@ impl State {
             ws: Workspace::new(pairs.max(rows), widest)?,
             adapted: None,
         })
+    }
+
+    fn bytes(&self) -> usize {
+        let State { residual, x, qkv, attended, gated, scratch, down, router_logits, rows, logits, .. } =
+            self;
+        let bufs = [residual, x, qkv, attended, gated, scratch, down, router_logits, rows, logits];
+        let adapted =
+            self.adapted.as_ref().map_or(0, |adapted| adapted.tokens.bytes() + adapted.pairs.bytes());
+        bufs.iter().map(|buf| buf.bytes().len()).sum::<usize>()
+            + 4 * (self.ids.len() + self.weights.len())
+            + self.groups.bytes()
+            + self.ws.bytes()
+            + adapted
     }
 
     /// Groups the tokens of a batch by their adapters, if any has one.

@@ -12,7 +12,7 @@ use super::super::AppState;
 use super::super::error::{ApiError, Body};
 use super::fields::{Fields, Refused};
 use super::models::is_base;
-use crate::engine::{AdapterInfo, Adapters};
+use crate::engine::Adapters;
 
 /// Longest name of an adapter, in bytes.
 const LONGEST_NAME: usize = 256;
@@ -56,27 +56,15 @@ pub(in crate::server) async fn load(
     }
     super::off_thread(move || {
         let path = inside(&folder, &path)?;
-        let known = adapters.list().into_iter().find(|one| one.name == name);
-        match known {
-            Some(old) if in_place => replace(&adapters, old, &path, pinned)?,
-            _ => adapters.load(&name, &path, pinned.unwrap_or(false))?,
+        if in_place && adapters.contains(&name) {
+            adapters.replace(&name, &path, pinned)?;
+        } else {
+            adapters.load(&name, &path, pinned.unwrap_or(false))?;
         }
         tracing::info!(adapter = name, path = %path.display(), "loaded");
         Ok(format!("Success: LoRA adapter '{name}' added successfully."))
     })
     .await
-}
-
-/// Loads other weights under the name of `old`; where they cannot be used, `old` stays.
-fn replace(adapters: &Adapters, old: AdapterInfo, path: &Path, pinned: Option<bool>) -> Result<(), ApiError> {
-    let AdapterInfo { name, path: old_path, pinned: was_pinned, .. } = old;
-    adapters.unload(&name)?;
-    adapters.load(&name, path, pinned.unwrap_or(was_pinned)).map_err(|error| {
-        if let Err(error) = adapters.load(&name, &old_path, was_pinned) {
-            tracing::warn!(adapter = name, %error, "the adapter that was to be replaced is lost");
-        }
-        error.into()
-    })
 }
 
 /// `path`, relative to `folder` or not, with links resolved, if it is a folder inside `folder`.

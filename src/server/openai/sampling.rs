@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
 use super::stream_options::StreamOptions;
-use crate::engine::{Priority, SamplingParams};
+use crate::engine::{BitMask, Priority, SamplingParams};
 use crate::rag::{GenerateRequest, Generator, Prompt};
 
 /// One text or several.
@@ -295,11 +295,8 @@ fn exclude_others(sampling: &mut SamplingParams, allowed: &[u32], vocab: u32) ->
     if let Some(id) = allowed.iter().find(|id| **id >= vocab) {
         return Err(wrong(format!("{id} is not a token id below {vocab}")));
     }
-    let mut excluded = vec![true; vocab as usize];
-    for id in allowed {
-        excluded[*id as usize] = false;
-    }
-    let others = (0..vocab).filter(|id| excluded[*id as usize]);
-    sampling.logit_bias.extend(others.map(|id| (id, f32::NEG_INFINITY)));
+    let mut mask = BitMask::none(vocab as usize);
+    allowed.iter().for_each(|id| mask.allow(*id));
+    sampling.allowed = Some(Arc::new(mask));
     Ok(())
 }
