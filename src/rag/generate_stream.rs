@@ -51,7 +51,7 @@ struct ChoiceState {
     chars: usize,
     tokens: u32,
     finished: bool,
-    /// Ended by a stop text, which the engine does not know of.
+    /// Ended by a stop text, which the engine learns of some tokens later.
     cut: bool,
 }
 
@@ -267,7 +267,7 @@ impl GenerateStream {
         }
     }
 
-    /// Ends a choice at a stop text; the last one ends the request.
+    /// Ends a choice at a stop text, in the engine too; the last one ends the request.
     fn cut(&mut self, index: u32, which: usize) {
         let choice = &mut self.choices[index as usize];
         (choice.finished, choice.cut) = (true, true);
@@ -278,6 +278,8 @@ impl GenerateStream {
         self.ready.push_back(GenerateEvent::Finished { index, finish });
         if self.choices.iter().all(|choice| choice.finished) {
             self.finish_early();
+        } else if let Some(events) = &self.events {
+            events.stop_answer(index);
         }
     }
 

@@ -20,6 +20,7 @@ use crate::testing::{FakeRunner, fake_embedder};
 use crate::text::ChatTemplate;
 
 mod adapters;
+mod chat;
 mod completions;
 mod openapi;
 mod responses;

@@ -5,6 +5,7 @@ pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod embeddings;
 mod fields;
+mod finish;
 mod logprobs;
 pub(super) mod models;
 pub(super) mod rerank;

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
 use crate::rag::{GenerateRequest, Generator, GrammarField};
-use crate::text::{ForcedCalls, Otherwise, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+use crate::text::{ForcedCalls, Otherwise, ToolCall, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
 
 /// Most functions of a request, as with OpenAI.
 const MOST: usize = 128;
@@ -115,6 +115,15 @@ impl Tools {
         Ok(Some(Tools { definitions, functions, strict, choice, parallel }))
     }
 
+    /// The same for responses, where a function lies beside its type.
+    pub(super) fn take_flat(fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
+        let definitions: Vec<Value> = fields.take("tools")?.unwrap_or_default();
+        fields.put("tools", definitions.into_iter().map(nested).collect());
+        let choice = fields.take("tool_choice")?.map_or(Value::Null, nested);
+        fields.put("tool_choice", choice);
+        Tools::take(fields)
+    }
+
     /// What the template is given: the functions where it knows what tools are, else messages that describe them.
     pub(super) fn prompt(&self, generator: &Generator, messages: &mut Vec<Value>) -> Option<Vec<Value>> {
         if generator.template_knows_tools() {
@@ -173,7 +182,21 @@ impl Tools {
             format,
             parallel: self.parallel,
             calls: 0,
+            arguments: String::new(),
+            valid: 0,
         }
+    }
+}
+
+/// A function, or a choice of one, in the shape of chats.
+fn nested(flat: Value) -> Value {
+    match flat {
+        Value::Object(mut function) if function.get("type").is_some_and(|kind| kind == "function") => {
+            function.remove("type");
+            function.retain(|_, value| !value.is_null());
+            json!({"type": "function", "function": function})
+        }
+        other => other,
     }
 }
 
@@ -251,70 +274,130 @@ fn describe(definitions: &[Value], messages: &mut Vec<Value>) {
     }
 }
 
-/// Turns one answer's text into OpenAI's shape of it.
+/// What an answer is made of, in its order. Calls are numbered from 0.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Words for the reader.
+    Content(String),
+    /// A call begins.
+    Call {
+        /// Its number.
+        index: usize,
+        /// The name under which its result comes back.
+        id: String,
+        /// The function.
+        name: String,
+    },
+    /// More of its arguments.
+    Arguments {
+        /// The call's number.
+        index: usize,
+        /// The characters.
+        text: String,
+    },
+    /// It ends.
+    End {
+        /// Whether its arguments are a JSON object.
+        valid: bool,
+    },
+}
+
+/// Finds the calls in one answer.
 #[derive(Debug, Clone)]
 pub(super) struct ToolReader {
     parser: ToolCallParser,
     format: ToolFormat,
     parallel: bool,
     calls: usize,
+    /// Those of the call at hand.
+    arguments: String,
+    /// Calls that can be made.
+    valid: usize,
 }
 
 impl ToolReader {
-    /// `content` and `tool_calls` of a whole answer.
-    pub(super) fn message(self, text: &str) -> (Value, Vec<Value>) {
+    /// Words and calls of a whole answer, each call with its id.
+    pub(super) fn whole(self, text: &str) -> (String, Vec<(String, ToolCall)>) {
         let (content, calls) = self.parser.whole(text);
         let most = if self.parallel { usize::MAX } else { 1 };
-        let calls: Vec<Value> = calls
-            .into_iter()
-            .take(most)
-            .map(|call| {
-                json!({"id": call_id(self.format), "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments}})
-            })
-            .collect();
+        (content, calls.into_iter().take(most).map(|call| (call_id(self.format), call)).collect())
+    }
+
+    /// `content` and `tool_calls` of a whole answer.
+    pub(super) fn message(self, text: &str) -> (Value, Vec<Value>) {
+        let (content, calls) = self.whole(text);
+        let shown = |(id, call): (String, ToolCall)| json!({"id": id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}});
+        let calls: Vec<Value> = calls.into_iter().map(shown).collect();
         let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { json!(content) };
         (content, calls)
     }
 
-    /// The deltas of more text.
-    pub(super) fn push(&mut self, text: &str) -> Vec<Value> {
+    /// What more text adds.
+    pub(super) fn read(&mut self, text: &str) -> Vec<Piece> {
         let events = self.parser.push(text);
-        self.deltas(events)
+        self.pieces(events)
     }
 
-    /// The last deltas.
-    pub(super) fn finish(&mut self) -> Vec<Value> {
+    /// What is certain now that nothing follows.
+    pub(super) fn rest(&mut self) -> Vec<Piece> {
         let events = self.parser.finish();
-        self.deltas(events)
+        self.pieces(events)
     }
 
-    /// Whether there was a call.
+    /// Chat's deltas of more text.
+    pub(super) fn push(&mut self, text: &str) -> Vec<Value> {
+        self.read(text).into_iter().filter_map(delta).collect()
+    }
+
+    /// Chat's last deltas.
+    pub(super) fn finish(&mut self) -> Vec<Value> {
+        self.rest().into_iter().filter_map(delta).collect()
+    }
+
+    /// Whether there is a call that can be made: one that broke off was told and is none.
     pub(super) fn called(&self) -> bool {
-        self.calls > 0
+        self.valid > 0
     }
 
-    fn deltas(&mut self, events: Vec<ToolEvent>) -> Vec<Value> {
-        let mut deltas = Vec::new();
+    fn pieces(&mut self, events: Vec<ToolEvent>) -> Vec<Piece> {
+        let mut pieces = Vec::new();
         for event in events {
-            let begins = matches!(event, ToolEvent::Begin { .. });
-            self.calls += usize::from(begins);
+            self.calls += usize::from(matches!(event, ToolEvent::Begin { .. }));
             if !self.parallel && self.calls > 1 && !matches!(event, ToolEvent::Content(_)) {
                 continue;
             }
             let index = self.calls.saturating_sub(1);
-            match event {
-                ToolEvent::Content(text) => deltas.push(json!({"content": text})),
-                ToolEvent::Begin { name } => deltas.push(json!({"tool_calls": [{"index": index,
-                    "id": call_id(self.format), "type": "function",
-                    "function": {"name": name, "arguments": ""}}]})),
-                ToolEvent::Arguments(text) => {
-                    deltas.push(json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]}))
+            pieces.push(match event {
+                ToolEvent::Content(text) => Piece::Content(text),
+                ToolEvent::Begin { name } => {
+                    self.arguments.clear();
+                    Piece::Call { index, id: call_id(self.format), name }
                 }
-                ToolEvent::End { .. } => {}
-            }
+                ToolEvent::Arguments(text) => {
+                    self.arguments.push_str(&text);
+                    Piece::Arguments { index, text }
+                }
+                ToolEvent::End { .. } => {
+                    let valid = serde_json::from_str::<Map<String, Value>>(&self.arguments).is_ok();
+                    self.valid += usize::from(valid);
+                    Piece::End { valid }
+                }
+            });
         }
-        deltas
+        pieces
+    }
+}
+
+/// Chat's shape of a piece.
+fn delta(piece: Piece) -> Option<Value> {
+    match piece {
+        Piece::Content(text) => Some(json!({"content": text})),
+        Piece::Call { index, id, name } => Some(json!({"tool_calls": [{"index": index, "id": id,
+            "type": "function", "function": {"name": name, "arguments": ""}}]})),
+        Piece::Arguments { index, text } => {
+            Some(json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]}))
+        }
+        Piece::End { .. } => None,
     }
 }
 
