@@ -337,3 +337,21 @@ async fn tokens_of_a_response_are_told_whole_and_streamed() {
         plain["output"][0]["content"]
     );
 }
+
+#[tokio::test]
+async fn a_grammar_that_the_model_cannot_follow_ends_its_answer_with_the_reason() {
+    // A model of 64 tokens has no letter.
+    let fixture = fixture_over(FakeRunner::new(100, 64, 512), &[], None);
+    let mut ask = json!({"prompt": "1", "max_tokens": 5, "guided_regex": "[0-9]{2}z"});
+    let (status, refusal) = post(&fixture.state, "/v1/completions", ask.clone()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{refusal}");
+    assert!(
+        refusal.contains("after 2 tokens") && refusal.contains("\"param\":\"guided_regex\""),
+        "{refusal}"
+    );
+    ask["stream"] = json!(true);
+    let (status, body) = post(&fixture.state, "/v1/completions", ask).await;
+    let events = events(&body);
+    assert_eq!((status, events.len()), (StatusCode::OK, 3), "{body}");
+    assert_eq!(events[2]["error"]["type"], "invalid_request_error");
+}
