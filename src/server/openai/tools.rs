@@ -1,12 +1,16 @@
 //! OpenAI's `tools`: what a request may call, and calls in its answers.
 
+mod reader;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+pub(super) use self::reader::{Piece, ToolReader};
 
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
 use crate::rag::{GenerateRequest, Generator, GrammarField};
-use crate::text::{ForcedCalls, Otherwise, ToolCall, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+use crate::text::{ForcedCalls, Otherwise, ToolFormat, forced_calls};
 
 /// Most functions of a request, as with OpenAI.
 const MOST: usize = 128;
@@ -177,14 +181,7 @@ impl Tools {
     /// Reads one answer.
     pub(super) fn reader(&self, format: ToolFormat) -> ToolReader {
         let functions = self.functions.iter().map(|(name, _)| name.clone()).collect();
-        ToolReader {
-            parser: ToolCallParser::new(format, functions),
-            format,
-            parallel: self.parallel,
-            calls: 0,
-            arguments: String::new(),
-            valid: 0,
-        }
+        ToolReader::new(format, functions, self.parallel)
     }
 }
 
@@ -272,137 +269,4 @@ fn describe(definitions: &[Value], messages: &mut Vec<Value>) {
         }
         _ => messages.insert(0, json!({"role": "system", "content": text})),
     }
-}
-
-/// What an answer is made of, in its order. Calls are numbered from 0.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Piece {
-    /// Words for the reader.
-    Content(String),
-    /// A call begins.
-    Call {
-        /// Its number.
-        index: usize,
-        /// The name under which its result comes back.
-        id: String,
-        /// The function.
-        name: String,
-    },
-    /// More of its arguments.
-    Arguments {
-        /// The call's number.
-        index: usize,
-        /// The characters.
-        text: String,
-    },
-    /// It ends.
-    End {
-        /// Whether its arguments are a JSON object.
-        valid: bool,
-    },
-}
-
-/// Finds the calls in one answer.
-#[derive(Debug, Clone)]
-pub(super) struct ToolReader {
-    parser: ToolCallParser,
-    format: ToolFormat,
-    parallel: bool,
-    calls: usize,
-    /// Those of the call at hand.
-    arguments: String,
-    /// Calls that can be made.
-    valid: usize,
-}
-
-impl ToolReader {
-    /// Words and calls of a whole answer, each call with its id.
-    pub(super) fn whole(self, text: &str) -> (String, Vec<(String, ToolCall)>) {
-        let (content, calls) = self.parser.whole(text);
-        let most = if self.parallel { usize::MAX } else { 1 };
-        (content, calls.into_iter().take(most).map(|call| (call_id(self.format), call)).collect())
-    }
-
-    /// `content` and `tool_calls` of a whole answer.
-    pub(super) fn message(self, text: &str) -> (Value, Vec<Value>) {
-        let (content, calls) = self.whole(text);
-        let shown = |(id, call): (String, ToolCall)| json!({"id": id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}});
-        let calls: Vec<Value> = calls.into_iter().map(shown).collect();
-        let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { json!(content) };
-        (content, calls)
-    }
-
-    /// What more text adds.
-    pub(super) fn read(&mut self, text: &str) -> Vec<Piece> {
-        let events = self.parser.push(text);
-        self.pieces(events)
-    }
-
-    /// What is certain now that nothing follows.
-    pub(super) fn rest(&mut self) -> Vec<Piece> {
-        let events = self.parser.finish();
-        self.pieces(events)
-    }
-
-    /// Chat's deltas of more text.
-    pub(super) fn push(&mut self, text: &str) -> Vec<Value> {
-        self.read(text).into_iter().filter_map(delta).collect()
-    }
-
-    /// Chat's last deltas.
-    pub(super) fn finish(&mut self) -> Vec<Value> {
-        self.rest().into_iter().filter_map(delta).collect()
-    }
-
-    /// Whether there is a call that can be made: one that broke off was told and is none.
-    pub(super) fn called(&self) -> bool {
-        self.valid > 0
-    }
-
-    fn pieces(&mut self, events: Vec<ToolEvent>) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        for event in events {
-            self.calls += usize::from(matches!(event, ToolEvent::Begin { .. }));
-            if !self.parallel && self.calls > 1 && !matches!(event, ToolEvent::Content(_)) {
-                continue;
-            }
-            let index = self.calls.saturating_sub(1);
-            pieces.push(match event {
-                ToolEvent::Content(text) => Piece::Content(text),
-                ToolEvent::Begin { name } => {
-                    self.arguments.clear();
-                    Piece::Call { index, id: call_id(self.format), name }
-                }
-                ToolEvent::Arguments(text) => {
-                    self.arguments.push_str(&text);
-                    Piece::Arguments { index, text }
-                }
-                ToolEvent::End { .. } => {
-                    let valid = serde_json::from_str::<Map<String, Value>>(&self.arguments).is_ok();
-                    self.valid += usize::from(valid);
-                    Piece::End { valid }
-                }
-            });
-        }
-        pieces
-    }
-}
-
-/// Chat's shape of a piece.
-fn delta(piece: Piece) -> Option<Value> {
-    match piece {
-        Piece::Content(text) => Some(json!({"content": text})),
-        Piece::Call { index, id, name } => Some(json!({"tool_calls": [{"index": index, "id": id,
-            "type": "function", "function": {"name": name, "arguments": ""}}]})),
-        Piece::Arguments { index, text } => {
-            Some(json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]}))
-        }
-        Piece::End { .. } => None,
-    }
-}
-
-/// A fresh id of a call.
-fn call_id(format: ToolFormat) -> String {
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    if format.short_ids() { id[..9].to_owned() } else { format!("chatcmpl-tool-{id}") }
 }
