@@ -17,7 +17,7 @@ use crate::model::{
 use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
 use crate::server::AppState;
 use crate::telemetry::Metrics;
-use crate::text::ChatTemplate;
+use crate::text::{ChatTemplate, ToolFormat};
 
 use super::encoders::embedder;
 use super::plan::{Roles, decoder_kv, plan};
@@ -57,6 +57,7 @@ pub(super) fn generator(
             model.location.path.display()
         );
     };
+    let tool_format = model.tool_call_parser.as_deref().map(tool_format).transpose()?;
     // Before the weights: a wrong adapter is cheap to find.
     let adapters = super::adapters::adapters(&settings.lora, &config)?;
     let tokenizer = tokenizer(&source)?;
@@ -126,9 +127,18 @@ pub(super) fn generator(
         eos: generation.eos,
         sampling,
         citing: Citing::for_parameters(parameters),
-        tool_format: None,
+        tool_format,
     };
     Ok((Generator::new(engine, tokenizer, template, config).with_adapters(adapters), thread))
+}
+
+/// By the name that vLLM's users know.
+fn tool_format(name: &str) -> anyhow::Result<ToolFormat> {
+    ToolFormat::named(name).ok_or_else(|| {
+        anyhow::anyhow!(
+            "--tool-call-parser is `{name}`, but must be hermes, mistral, mistral_args or llama3_json"
+        )
+    })
 }
 
 /// Gives rayon, which some crates compute on, as many threads as the settings say.

@@ -39,6 +39,10 @@ raw_settings! {
     /// The name under which the model is served (default: its folder or file name).
     #[arg(long, env = "TARN_SERVED_MODEL_NAME", value_name = "NAME", global = true)]
     served_model_name: String,
+    /// How the model writes calls of functions: hermes, mistral, mistral_args or llama3_json (default: what its chat
+    /// template shows).
+    #[arg(long, env = "TARN_TOOL_CALL_PARSER", value_name = "NAME", global = true)]
+    tool_call_parser: String,
     /// The model that embeds: a BERT or XLM-R folder, or a pulled repository.
     #[arg(long, env = "TARN_EMBEDDER", value_name = "PATH_OR_REPO", global = true)]
     embedder: String,

@@ -67,6 +67,8 @@ pub struct ModelSettings {
     pub location: ModelLocation,
     /// Random weights of the right shapes.
     pub dummy_weights: bool,
+    /// The name of the way in which it writes calls of functions, if set.
+    pub tool_call_parser: Option<String>,
 }
 
 /// The embedder.
@@ -139,6 +141,7 @@ impl Settings {
             Some(given) => Some(ModelSettings {
                 location: locate("model", given, raw.served_model_name.as_deref(), &models_dir)?,
                 dummy_weights: raw.dummy_weights.unwrap_or(false),
+                tool_call_parser: raw.tool_call_parser.clone(),
             }),
             None => None,
         };

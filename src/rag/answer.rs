@@ -72,6 +72,8 @@ pub struct RagRequest {
     pub seed: Option<u64>,
     /// Before or behind bulk work.
     pub priority: Priority,
+    /// The name of the adapter that answers; `None`: the base model.
+    pub adapter: Option<Arc<str>>,
 }
 
 impl RagRequest {
@@ -84,6 +86,7 @@ impl RagRequest {
             temperature: None,
             seed: None,
             priority: Priority::Interactive,
+            adapter: None,
         }
     }
 }
@@ -219,7 +222,8 @@ async fn answer_from(
             stream.candidates(&packed.sources);
             let generation =
                 generator.generate(generation(generator, &request, &packed, answer_tokens)).await?;
-            stream.generate(generator.name(), packed.sources, generation);
+            let model = request.adapter.as_deref().unwrap_or_else(|| generator.name());
+            stream.generate(model, packed.sources, generation);
         }
         _ if hits.is_empty() => stream.nothing_found(request.generate),
         _ => {
@@ -265,6 +269,7 @@ fn generation(
         // Documents are the customer's own: so are the cache blocks that they fill.
         cache_salt: Some(Arc::from(request.retrieve.customer.as_str())),
         priority: request.priority,
+        adapter: request.adapter.clone(),
         ..GenerateRequest::new(packed.prompt.clone(), sampling)
     }
 }

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use futures::Stream;
 
-use crate::engine::{Event, EventStream, FinishReason, SampledToken, TokenLogprobs, Usage};
+use crate::engine::{
+    EngineError, Event, EventStream, FinishReason, SampleError, SampledToken, TokenLogprobs, Usage,
+};
 use crate::telemetry::Metrics;
 use crate::text::{Detokenizer, StopStrings, Tokenizer};
 
@@ -37,6 +39,8 @@ pub struct GenerateStream {
     stop_token_ids: Vec<u32>,
     own_eos: Vec<u32>,
     stop: Vec<String>,
+    /// The field that asked for a grammar.
+    grammar: Option<&'static str>,
     min_tokens: u32,
     max_tokens: u32,
     started: Instant,
@@ -51,7 +55,7 @@ struct ChoiceState {
     chars: usize,
     tokens: u32,
     finished: bool,
-    /// Ended by a stop text, which the engine does not know of.
+    /// Ended by a stop text, which the engine learns of some tokens later.
     cut: bool,
 }
 
@@ -106,6 +110,7 @@ impl GenerateStream {
             stop_token_ids,
             own_eos,
             stop: request.stop.clone(),
+            grammar: request.grammar.as_ref().map(|grammar| grammar.field),
             min_tokens: request.min_tokens,
             max_tokens,
             started: Instant::now(),
@@ -190,9 +195,24 @@ impl GenerateStream {
                 self.on_finished(index, reason);
             }
             Event::Done(usage) => self.finish(usage),
-            Event::Failed(error) => return Err(error.into()),
+            Event::Failed(error) => return Err(self.failed(error)),
         }
         Ok(())
+    }
+
+    /// A grammar that grows beyond its limits, or leaves its model no token, is the request's own fault.
+    fn failed(&self, error: EngineError) -> GenerateError {
+        match (error, self.grammar) {
+            (EngineError::Sample(SampleError::NothingAllowed), Some(field)) => GenerateError::Invalid {
+                field,
+                message: format!(
+                    "the grammar became too large to follow, or no token of the model fits it, after {} tokens: \
+                     make it simpler, with bounds for its texts and lists",
+                    self.completion_tokens()
+                ),
+            },
+            (error, _) => error.into(),
+        }
     }
 
     fn on_prompt(&mut self, logprobs: &[Option<TokenLogprobs>], cached_tokens: u32) {
@@ -267,7 +287,7 @@ impl GenerateStream {
         }
     }
 
-    /// Ends a choice at a stop text; the last one ends the request.
+    /// Ends a choice at a stop text, in the engine too; the last one ends the request.
     fn cut(&mut self, index: u32, which: usize) {
         let choice = &mut self.choices[index as usize];
         (choice.finished, choice.cut) = (true, true);
@@ -278,6 +298,8 @@ impl GenerateStream {
         self.ready.push_back(GenerateEvent::Finished { index, finish });
         if self.choices.iter().all(|choice| choice.finished) {
             self.finish_early();
+        } else if let Some(events) = &self.events {
+            events.stop_answer(index);
         }
     }
 

@@ -21,8 +21,10 @@ pub enum Prompt {
         messages: Vec<Value>,
         /// OpenAI's `tools`, for templates that know them.
         tools: Option<Vec<Value>>,
-        /// Whether the template opens the assistant's turn (else the last message is continued).
+        /// Whether the template opens the assistant's turn.
         add_generation_prompt: bool,
+        /// Whether the final message is left open, for the answer to go on with it.
+        continue_final_message: bool,
         /// More variables for the template (`chat_template_kwargs`).
         extra: serde_json::Map<String, Value>,
     },
@@ -31,7 +33,13 @@ pub enum Prompt {
 impl Prompt {
     /// A conversation whose next turn is the assistant's.
     pub fn chat(messages: Vec<Value>) -> Prompt {
-        Prompt::Chat { messages, tools: None, add_generation_prompt: true, extra: serde_json::Map::new() }
+        Prompt::Chat {
+            messages,
+            tools: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            extra: serde_json::Map::new(),
+        }
     }
 }
 

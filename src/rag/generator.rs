@@ -8,7 +8,7 @@ use crate::engine::{
     AdapterError, AdapterLease, Adapters, Constraint, EngineHandle, Request, RequestId, SamplingParams,
 };
 use crate::telemetry::Metrics;
-use crate::text::{ChatTemplate, GrammarCompiler, GrammarError, Tokenizer, ToolFormat};
+use crate::text::{ChatTemplate, GrammarCompiler, GrammarError, Tokenizer, ToolFormat, cut_after_final};
 
 use super::constraint::Follow;
 use super::error::GenerateError;
@@ -189,13 +189,18 @@ impl Generator {
         match prompt {
             Prompt::Text(text) => Ok(Some(text.clone())),
             Prompt::Tokens(_) => Ok(None),
-            Prompt::Chat { messages, tools, add_generation_prompt, extra } => {
+            Prompt::Chat { messages, tools, add_generation_prompt, continue_final_message, extra } => {
                 let template = self
                     .inner
                     .template
                     .as_ref()
                     .ok_or_else(|| GenerateError::NoChatTemplate { model: self.name().to_owned() })?;
-                Ok(Some(template.render(messages, tools.as_deref(), *add_generation_prompt, extra)?))
+                let mut text = template.render(messages, tools.as_deref(), *add_generation_prompt, extra)?;
+                if *continue_final_message {
+                    let last = messages.last().and_then(|message| message["content"].as_str());
+                    cut_after_final(&mut text, last.unwrap_or_default())?;
+                }
+                Ok(Some(text))
             }
         }
     }

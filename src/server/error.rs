@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::embed::EmbedError;
-use crate::engine::{AdapterError, SubmitError};
+use crate::engine::{AdapterError, EngineError, SampleError, SubmitError};
 use crate::ingest::IngestError;
 use crate::lake::LakeError;
 use crate::rag::{GenerateError, RagError};
@@ -141,6 +141,10 @@ impl From<GenerateError> for ApiError {
             GenerateError::Text(_) => ApiError::bad_request(message),
             GenerateError::Adapter(error) => error.into(),
             GenerateError::Submit(error) => error.into(),
+            // Bias and bans of the request left nothing.
+            GenerateError::Engine(EngineError::Sample(SampleError::NothingAllowed)) => {
+                ApiError::bad_request(message)
+            }
             GenerateError::Engine(error) => ApiError::internal(&error),
             GenerateError::Interrupted => ApiError::unavailable(message),
         }

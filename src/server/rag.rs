@@ -39,11 +39,10 @@ pub(super) async fn query(
     if top_k == 0 || top_k > 200 {
         return Err(ApiError::invalid("top_k", "top_k must be 1 to 200"));
     }
-    if let Some(model) = body.model.as_deref().filter(|name| !name.is_empty())
-        && state.generator.as_ref().is_none_or(|generator| generator.name() != model)
-    {
-        return Err(ApiError::no_model(model));
-    }
+    let adapter = match body.model.as_deref().filter(|name| !name.is_empty()) {
+        Some(model) => super::openai::target(&state, model)?.adapter,
+        None => None,
+    };
     let as_of = match body.as_of {
         None | Some(Value::Null) => None,
         Some(Value::String(text)) => Some(as_of(&text)?),
@@ -64,6 +63,7 @@ pub(super) async fn query(
         max_tokens: body.max_tokens,
         temperature: body.temperature,
         seed: body.seed,
+        adapter,
         ..RagRequest::new(customer, "")
     };
     let answer = state.rag.answer(request).await?;

@@ -20,6 +20,7 @@ use crate::testing::{FakeRunner, fake_embedder};
 use crate::text::ChatTemplate;
 
 mod adapters;
+mod chat;
 mod completions;
 mod openapi;
 mod responses;
@@ -211,6 +212,11 @@ async fn an_empty_lake_knows_nothing_and_asks_no_model() {
     assert_eq!((&answer["generated"], &answer["citations"]), (&json!(false), &json!([])));
     let engine = fixture.state.generator.as_ref().expect("generator").engine().stats();
     assert_eq!(engine.steps, 0);
+    for (model, status) in [("fake", 200), ("", 200), ("other", 404)] {
+        let ask = json!({"query": "anything", "model": model});
+        let (found, answer) = post(&fixture.state, "/v1/rag/query", ask).await;
+        assert_eq!(found.as_u16(), status, "{model}: {answer}");
+    }
     let (_, stats) = get(&fixture.state, "/stats").await;
     assert_eq!((&stats["documents"], &stats["total_size_mb"]), (&json!(0), &json!(0.0)));
 }

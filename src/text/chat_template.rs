@@ -87,6 +87,23 @@ impl ChatTemplate {
     }
 }
 
+/// Cuts a rendered chat after its final message, which the model then continues, at the place where transformers cuts.
+///
+/// # Errors
+/// [`TextError::Refused`] where the template does not show that message as it is.
+pub fn cut_after_final(rendered: &mut String, message: &str) -> Result<(), TextError> {
+    let bare = message.trim();
+    let at = rendered.rfind(bare).filter(|_| !bare.is_empty()).ok_or_else(|| TextError::Refused {
+        message: "the final message is empty or not shown as it is, so that it cannot be continued"
+            .to_owned(),
+    })?;
+    // Blanks at its end belong to it where the template keeps them.
+    let spaced = message.trim_start();
+    let len = if rendered[at..].starts_with(spaced) { spaced.len() } else { bare.len() };
+    rendered.truncate(at + len);
+    Ok(())
+}
+
 /// The innermost message, which is what the template's author wrote.
 fn describe(error: &Error) -> String {
     error.detail().map_or_else(|| error.to_string(), str::to_owned)
@@ -162,6 +179,18 @@ mod tests {
     fn what_was_not_given_is_none_and_not_undefined() {
         let source = "{{ tools is none }} {{ documents is none }} {{ tools is defined }}";
         assert_eq!(render(source, &[]).expect("renders"), "True True True");
+    }
+
+    #[test]
+    fn a_final_message_is_open_at_its_end() {
+        let cut = |rendered: &str, message: &str| {
+            let mut text = rendered.to_owned();
+            cut_after_final(&mut text, message).map(|()| text)
+        };
+        assert_eq!(cut("<a>so</a><a>so</a>", "so").expect("cut"), "<a>so</a><a>so");
+        assert_eq!(cut("<a>so </a>", " so ").expect("cut"), "<a>so ", "kept blanks are kept");
+        assert_eq!(cut("<a>so</a>", " so ").expect("cut"), "<a>so");
+        assert!(cut("<a>so</a>", "other").is_err() && cut("<a></a>", " ").is_err());
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod tokenizer;
 mod tool_calls;
 mod vocab;
 
-pub use chat_template::ChatTemplate;
+pub use chat_template::{ChatTemplate, cut_after_final};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use grammar::{Grammar, GrammarCompiler, GrammarError, GrammarMatcher};

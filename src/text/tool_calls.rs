@@ -113,7 +113,11 @@ impl ToolCallParser {
                 self.content(&held);
             }
             State::Marked | State::Name(_) | State::Object(_) | State::Arguments(_) => self.abandon(),
-            State::List | State::Close(_) | State::Between => {}
+            State::Close(met) => {
+                self.raw.push_str(&met);
+                self.end();
+            }
+            State::List | State::Between => {}
         }
         std::mem::take(&mut self.events)
     }
@@ -240,11 +244,12 @@ impl ToolCallParser {
             }
             Outcome::Done => {
                 self.raw.push(c);
-                self.end();
                 self.state = match self.format.close() {
-                    _ if self.listed => State::List,
-                    Some(_) => State::Close(String::new()),
-                    None => State::Between,
+                    Some(_) if !self.listed => State::Close(String::new()),
+                    _ => {
+                        self.end();
+                        if self.listed { State::List } else { State::Between }
+                    }
                 };
             }
             Outcome::Broken => self.fail(c),
@@ -299,18 +304,23 @@ impl ToolCallParser {
         }
     }
 
+    /// The mark belongs to the call: should that be none, the reader gets both.
     fn close(&mut self, mut met: String, c: char) {
-        let Some(mark) = self.format.close() else { return self.between(c) };
+        let mark = self.format.close().unwrap_or_default();
         if met.is_empty() && c.is_whitespace() {
+            self.raw.push(c);
             self.state = State::Close(met);
             return;
         }
         met.push(c);
         if met == mark {
+            self.raw.push_str(mark);
+            self.end();
             self.state = State::Between;
         } else if mark.starts_with(&met) {
             self.state = State::Close(met);
         } else {
+            self.end();
             self.state = State::Between;
             met.chars().for_each(|c| self.step(c));
         }

@@ -8,9 +8,11 @@ answer quickly and take chats; nothing here depends on which words it writes.
 
 import json
 import sys
+import urllib.error
 import urllib.request
 
 import openai
+import pydantic
 
 base = sys.argv[1].rstrip("/")
 client = openai.OpenAI(base_url=base + "/v1", api_key="none", max_retries=0)
@@ -120,6 +122,18 @@ def several_prompts_and_answers():
     assert streamed == [choice.text for choice in both.choices]
 
 
+def forks():
+    """A request of n answers is the same as n requests, whatever they share."""
+    asked = {"temperature": 0.9, "seed": 21, "max_tokens": 8}
+    prompt = "The quick brown fox jumps over the lazy dog and then it goes on to"
+    together = complete(prompt, n=4, **asked)
+    assert together.choices[0].text == complete(prompt, **asked).choices[0].text
+    assert [c.text for c in together.choices[:2]] == [c.text for c in complete(prompt, n=2, **asked).choices]
+    greedy = complete(prompt, n=3).choices
+    assert {choice.text for choice in greedy} == {complete(prompt).choices[0].text}
+    assert together.usage.prompt_tokens == len(ids(prompt))
+
+
 def best_of():
     asked = {"temperature": 1.0, "seed": 3, "max_tokens": 6, "logprobs": 0}
     all_of_them = complete(n=5, **asked).choices
@@ -189,6 +203,14 @@ def stops():
     assert "".join(chunk.choices[0].text for chunk in pieces) == whole[: whole.index(word)]
     both = complete("1, 2, 3,", max_tokens=24, stop=word, n=2, temperature=0.0)
     assert {choice.text for choice in both.choices} == {whole[: whole.index(word)]}
+    # Of several answers each ends where its own text says.
+    drawn = {"n": 4, "temperature": 1.0, "seed": 11, "max_tokens": 16}
+    free = [choice.text for choice in complete("1, 2, 3,", **drawn).choices]
+    mark = next(text[at : at + 2] for text in free for at in range(4, 12) if not all(text[at : at + 2] in one for one in free))
+    ended = complete("1, 2, 3,", stop=mark, **drawn)
+    for text, choice in zip(free, ended.choices):
+        assert choice.text == text.split(mark)[0] and (choice.stop_reason == mark) == (mark in text)
+    assert ended.usage.completion_tokens < complete("1, 2, 3,", **drawn).usage.completion_tokens
     first = complete(extra_body={"return_token_ids": True}).choices[0].token_ids[2]
     by_id = complete(extra_body={"stop_token_ids": [first], "return_token_ids": True}).choices[0]
     assert by_id.finish_reason == "stop" and by_id.stop_reason == first and by_id.token_ids[-1] == first
@@ -261,6 +283,32 @@ def chats():
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}]))
 
 
+def chats_that_tell_and_continue():
+    messages = [{"role": "user", "content": "Count to five."}, {"role": "assistant", "content": "One, two,"}]
+    chat = lambda extra, **more: client.chat.completions.create(
+        model=model, messages=messages, extra_body=extra, **{"max_tokens": 6, "temperature": 0.0, **more})
+    open_end = {"continue_final_message": True, "add_generation_prompt": False}
+    done = chat({"return_token_ids": True, "prompt_logprobs": 1, **open_end})
+    asked = {"model": model, "messages": messages, **open_end}
+    assert done.prompt_token_ids == raw("/tokenize", asked)["tokens"] and len(done.choices[0].token_ids) == 6
+    assert raw("/detokenize", {"model": model, "tokens": done.prompt_token_ids})["prompt"].endswith("One, two,")
+    assert len(done.prompt_logprobs) == len(done.prompt_token_ids) and done.prompt_logprobs[0] is None
+    text = done.choices[0].message.content
+    assert chat({"echo": True, **open_end}).choices[0].message.content == "One, two," + text
+    chunks = list(chat({"return_token_ids": True, "echo": True, **open_end}, stream=True,
+                       stream_options={"include_usage": True, "continuous_usage_stats": True}))
+    assert chunks[0].prompt_token_ids == done.prompt_token_ids
+    told = [one for chunk in chunks if chunk.choices for one in getattr(chunk.choices[0], "token_ids", None) or []]
+    assert told == done.choices[0].token_ids
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "One, two," + text
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts[0] == 0 and counts == sorted(counts) and counts[-1] == 6
+    names = chat({"return_tokens_as_token_ids": True}, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert all(one.token.startswith("token_id:") and one.top_logprobs[0].token.startswith("token_id:") for one in names)
+    refused(lambda: chat({"continue_final_message": True, "add_generation_prompt": True}), param="continue_final_message")
+    refused(lambda: chat({"prompt_logprobs": 1}, stream=True), param="prompt_logprobs")
+
+
 def tokenizing():
     prompt = "This is a tést"
     found = raw("/tokenize", {"model": model, "prompt": prompt})
@@ -304,13 +352,85 @@ def responses():
     cut = client.responses.create(model=model, truncation="auto", max_output_tokens=2, input=[
         {"role": "user", "content": "word " * max_len}, {"role": "user", "content": "Hello"}])
     assert cut.usage.input_tokens < 100
+    told = client.responses.create(model=model, input="Hello", max_output_tokens=4, temperature=0, top_logprobs=2,
+                                   include=["message.output_text.logprobs"]).output[0].content[0]
+    assert "".join(one.token for one in told.logprobs) == told.text
+    assert all(len(one.top_logprobs) == 2 for one in told.logprobs)
+
+
+class Place(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    indoors: bool
+    floor: int = pydantic.Field(ge=0, le=9)
+
+
+WHERE = {"type": "function", "name": "where", "description": "Finds a person.", "strict": True, "parameters": {
+    "type": "object", "properties": {"floor": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["floor"], "additionalProperties": False}}
+
+
+def responses_with_formats():
+    asked = {"model": model, "input": "Where is Ada?", "temperature": 0, "max_output_tokens": 60}
+    parsed = client.responses.parse(text_format=Place, **asked)
+    assert isinstance(parsed.output_parsed, Place) and parsed.status == "completed"
+    with client.responses.stream(text_format=Place, **asked) as stream:
+        list(stream)
+        assert stream.get_final_response().output_parsed == parsed.output_parsed
+    one_of = client.responses.create(extra_body={"guided_choice": ["up", "down"]}, **asked)
+    assert one_of.output_text in ("up", "down")
+    refused(lambda: client.responses.create(text={"format": {"type": "xml"}}, **asked), param="text.format")
+
+
+def responses_with_tools():
+    asked = {"model": model, "input": "Where is Ada?", "temperature": 0, "max_output_tokens": 80, "tools": [WHERE]}
+    forced = {**asked, "tool_choice": {"type": "function", "name": "where"}}
+    first = client.responses.create(**forced)
+    call = first.output[0]
+    assert (first.status, call.type, call.name) == ("completed", "function_call", "where")
+    assert 0 <= json.loads(call.arguments)["floor"] <= 9 and first.tools[0].name == "where"
+    with client.responses.stream(**forced) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert final.output[0].arguments == call.arguments
+    told = [event for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(event.delta for event in told) == call.arguments
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "on floor 3"}
+    on = client.responses.create(model=model, input=[result], previous_response_id=first.id, tools=[WHERE],
+                                 temperature=0, max_output_tokens=4)
+    anew = client.responses.create(model=model, input=[{"role": "user", "content": "Where is Ada?"}, call.model_dump(), result],
+                                   tools=[WHERE], temperature=0, max_output_tokens=4)
+    assert on.usage.input_tokens == anew.usage.input_tokens > first.usage.input_tokens
+    refused(lambda: client.responses.create(**{**asked, "tools": [{"type": "web_search"}]}), param="tools[0]")
+
+
+def adapters():
+    """Of a server with --lora-dir: its first loaded adapter is unloaded, and loaded again by its folder."""
+    try:
+        raw("/v1/unload_lora_adapter", {"lora_name": "nobody"})
+    except urllib.error.HTTPError as error:
+        if error.code == 403:
+            return print("not asked: adapters, the server has no --lora-dir")
+        assert error.code == 404
+    own = [one for one in client.models.list().data if one.parent == model]
+    if not own:
+        return print("not asked: adapters, the server has none")
+    name, folder = own[0].id, own[0].root
+    ask = lambda: client.completions.create(model=name, prompt="Hello", max_tokens=6, temperature=0)
+    changed = ask()
+    assert changed.model == name and changed.choices[0].text != complete("Hello", max_tokens=6).choices[0].text
+    post = lambda path, body: urllib.request.urlopen(urllib.request.Request(
+        base + path, json.dumps(body).encode(), {"content-type": "application/json"})).read().decode()
+    assert "removed" in post("/v1/unload_lora_adapter", {"lora_name": name})
+    refused(ask, openai.NotFoundError, "model")
+    assert "added" in post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": folder.rsplit("/", 1)[1]})
+    assert ask().choices[0].text == changed.choices[0].text
 
 
 only = sys.argv[2:]
 for check in [
-    single_completion, logprobs_of_answers, echo, prompt_logprobs, several_prompts_and_answers, best_of, streams,
-    stream_options, token_ids, stops, which_tokens, prompts_that_are_cut_or_too_long, sampling_that_is_out_of_range,
-    chats, tokenizing, responses,
+    single_completion, logprobs_of_answers, echo, prompt_logprobs, several_prompts_and_answers, forks, best_of,
+    streams, stream_options, token_ids, stops, which_tokens, prompts_that_are_cut_or_too_long, sampling_that_is_out_of_range,
+    chats, chats_that_tell_and_continue, tokenizing, responses, responses_with_formats, responses_with_tools, adapters,
 ]:
     if only and check.__name__ not in only:
         continue

@@ -15,7 +15,7 @@ use super::super::AppState;
 use super::super::auth::Customer;
 use super::super::error::{ApiError, Body};
 use super::fields::{Fields, Refused};
-use super::logprobs::TokenNames;
+use super::logprobs::{TokenNames, up_to_twenty};
 use super::sampling::SamplingFields;
 use crate::engine::Usage;
 use crate::rag::{GenerateError, GenerateEvent, GenerateRequest, GenerateStream, Generator, Prompt};
@@ -66,7 +66,6 @@ struct CompletionFields {
 
 impl CompletionFields {
     fn take(fields: &mut Fields) -> Result<CompletionFields, ApiError> {
-        let as_ids = fields.take("return_tokens_as_token_ids")?.unwrap_or(false);
         Ok(CompletionFields {
             logprobs: up_to_twenty(fields, "logprobs")?,
             prompt_logprobs: up_to_twenty(fields, "prompt_logprobs")?,
@@ -74,7 +73,7 @@ impl CompletionFields {
             best_of: fields.take("best_of")?,
             add_special_tokens: fields.take("add_special_tokens")?.unwrap_or(true),
             return_token_ids: fields.take("return_token_ids")?.unwrap_or(false),
-            names: if as_ids { TokenNames::Ids } else { TokenNames::Text },
+            names: TokenNames::take(fields)?,
         })
     }
 
@@ -111,16 +110,6 @@ impl CompletionFields {
     }
 }
 
-fn up_to_twenty(fields: &mut Fields, name: &str) -> Result<Option<u8>, ApiError> {
-    match fields.take::<i64>(name)? {
-        None => Ok(None),
-        Some(asked) => match u8::try_from(asked) {
-            Ok(most) if most <= 20 => Ok(Some(most)),
-            _ => Err(ApiError::invalid(name, format!("{name} is {asked}, but must be 0 to 20"))),
-        },
-    }
-}
-
 pub(in crate::server) async fn create(
     State(state): State<AppState>,
     Customer(customer): Customer,
@@ -134,7 +123,7 @@ pub(in crate::server) async fn create(
         return Err(ApiError::invalid("prompt", format!("prompt must hold 1 to {MOST_PROMPTS} prompts")));
     }
     let grammar = super::structured::take(&mut fields)?;
-    let sampling = SamplingFields::take_counting(&mut fields)?;
+    let sampling = SamplingFields::take(&mut fields)?;
     fields.refuse(REFUSED)?;
     own.agree(sampling.n(), sampling.streams())?;
     let mut running = Vec::new();

@@ -28,6 +28,16 @@ impl Fields {
         }
     }
 
+    /// The value of `field`, which stays.
+    pub(super) fn peek(&self, field: &str) -> Option<&Value> {
+        self.0.get(field).filter(|value| !value.is_null())
+    }
+
+    /// Puts a value in the place of what `field` had.
+    pub(super) fn put(&mut self, field: &str, value: Value) {
+        self.0.insert(field.to_owned(), value);
+    }
+
     /// The value of `field`, which must be there.
     pub(super) fn need<T: DeserializeOwned>(&mut self, field: &str) -> Result<T, ApiError> {
         self.take(field)?.ok_or_else(|| ApiError::invalid(field, format!("{field} is missing")))

@@ -1,7 +1,9 @@
-//! Log probabilities in the shapes of completions and of vLLM.
+//! Log probabilities in the shapes of completions, of chats and of vLLM.
 
 use serde_json::{Map, Value, json};
 
+use super::super::error::ApiError;
+use super::fields::Fields;
 use crate::rag::{TokenText, TopToken};
 
 /// How tokens are named in log probabilities.
@@ -20,6 +22,37 @@ impl TokenNames {
             TokenNames::Ids => format!("token_id:{id}"),
         }
     }
+}
+
+impl TokenNames {
+    /// As a request wants them.
+    pub(super) fn take(fields: &mut Fields) -> Result<TokenNames, ApiError> {
+        let as_ids = fields.take("return_tokens_as_token_ids")?.unwrap_or(false);
+        Ok(if as_ids { TokenNames::Ids } else { TokenNames::Text })
+    }
+}
+
+/// A field that says how many of the likeliest tokens are told.
+pub(super) fn up_to_twenty(fields: &mut Fields, name: &str) -> Result<Option<u8>, ApiError> {
+    match fields.take::<i64>(name)? {
+        None => Ok(None),
+        Some(asked) => match u8::try_from(asked) {
+            Ok(most) if most <= 20 => Ok(Some(most)),
+            _ => Err(ApiError::invalid(name, format!("{name} is {asked}, but must be 0 to 20"))),
+        },
+    }
+}
+
+/// The shape of chats and responses: one object a token.
+pub(super) fn chat(tokens: &[TokenText], names: TokenNames) -> Vec<Value> {
+    let one = |token: &TokenText| {
+        let top = token.top.iter().map(
+            |top| json!({"token": names.of(top.id, &top.text), "logprob": top.logprob, "bytes": top.bytes}),
+        );
+        json!({"token": names.of(token.id, &token.text), "logprob": token.logprob, "bytes": token.bytes,
+            "top_logprobs": top.collect::<Vec<Value>>()})
+    };
+    tokens.iter().map(one).collect()
 }
 
 /// The legacy shape of completions, with the `most` likeliest tokens at each place.

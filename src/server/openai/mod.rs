@@ -5,6 +5,7 @@ pub(super) mod chat;
 pub(super) mod completions;
 pub(super) mod embeddings;
 mod fields;
+mod finish;
 mod logprobs;
 pub(super) mod models;
 pub(super) mod rerank;
@@ -25,10 +26,10 @@ use super::error::ApiError;
 
 /// What a request's `model` names: the generator, alone or with an adapter.
 #[derive(Debug, Clone)]
-struct Target {
+pub(super) struct Target {
     generator: Generator,
     /// The adapter's name.
-    adapter: Option<Arc<str>>,
+    pub(super) adapter: Option<Arc<str>>,
 }
 
 impl Target {
@@ -39,7 +40,7 @@ impl Target {
 }
 
 /// What `model` names.
-fn target(state: &AppState, model: &str) -> Result<Target, ApiError> {
+pub(super) fn target(state: &AppState, model: &str) -> Result<Target, ApiError> {
     let known = |generator: &Generator| generator.adapters().is_some_and(|all| all.contains(model));
     match &state.generator {
         Some(generator) if generator.name() == model || model.is_empty() => {

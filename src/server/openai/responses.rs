@@ -2,6 +2,7 @@
 
 mod events;
 mod input;
+mod items;
 mod object;
 mod store;
 
@@ -11,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::events::Events;
+use self::events::{Events, Keep};
 use self::object::{Answer, Asked};
 pub use self::store::ResponseStore;
 use super::super::AppState;
@@ -20,14 +21,14 @@ use super::super::error::{ApiError, Body, Path, Query};
 use super::Target;
 use super::fields::{Fields, Refused};
 use super::sampling::SamplingFields;
-use crate::rag::{GenerateRequest, Generator, Prompt};
+use super::tools::Tools;
+use crate::rag::{GenerateRequest, Generator, GrammarField, Prompt};
 
 /// What Tarn does not do, with the values that ask for nothing, and what only chats and completions take.
 const REFUSED: &[Refused] = &[
     ("background", &["false"]),
     ("context_management", &["[]"]),
     ("conversation", &[]),
-    ("include", &["[]"]),
     ("logprobs", &["false"]),
     ("max_completion_tokens", &[]),
     ("max_tokens", &[]),
@@ -37,7 +38,6 @@ const REFUSED: &[Refused] = &[
     ("prompt", &[]),
     ("reasoning", &["{}", r#"{"effort":"none"}"#, r#"{"effort":null}"#, r#"{"effort":null,"summary":null}"#]),
     ("response_format", &[]),
-    ("top_logprobs", &["0"]),
 ];
 
 /// What is done where the conversation is longer than the window.
@@ -57,16 +57,32 @@ struct TextField {
     verbosity: Option<String>,
 }
 
-/// Takes `text`; only plain text is written.
-fn take_text(fields: &mut Fields) -> Result<(), ApiError> {
-    let Some(text) = fields.take::<TextField>("text")? else { return Ok(()) };
-    if let Some(format) = text.format.filter(|format| format["type"] != "text") {
-        let message = format!("text.format {} is not supported here: leave it out", format["type"]);
-        return Err(ApiError::invalid("text.format", message));
+/// Takes `text`, and the grammar that it or vLLM's fields ask for.
+fn take_format(fields: &mut Fields) -> Result<Option<GrammarField>, ApiError> {
+    let text = fields.take::<TextField>("text")?;
+    if text.as_ref().and_then(|text| text.verbosity.as_deref()).is_some_and(|asked| asked != "medium") {
+        return Err(ApiError::invalid("text.verbosity", "text.verbosity is not supported: leave it out"));
     }
-    match text.verbosity.as_deref() {
-        None | Some("medium") => Ok(()),
-        Some(_) => Err(ApiError::invalid("text.verbosity", "text.verbosity is not supported: leave it out")),
+    let format = text.and_then(|text| text.format).map_or(Ok(None), super::structured::text_format)?;
+    match (format, super::structured::take(fields)?) {
+        (Some(_), Some(other)) => {
+            let message = format!("only one of text.format and {} can be followed", other.field);
+            Err(ApiError::invalid(other.field, message))
+        }
+        (format, other) => Ok(format.or(other)),
+    }
+}
+
+/// What the model is asked: the conversation under the request's instructions, and what it may call.
+fn prompt(generator: &Generator, asked: &Asked, tools: Option<&Tools>, conversation: Vec<Value>) -> Prompt {
+    let mut messages = asked.under_instructions(conversation);
+    let tools = tools.and_then(|tools| tools.prompt(generator, &mut messages));
+    Prompt::Chat {
+        messages,
+        tools,
+        add_generation_prompt: true,
+        continue_final_message: false,
+        extra: serde_json::Map::new(),
     }
 }
 
@@ -77,12 +93,12 @@ pub(in crate::server) async fn create(
 ) -> Result<Response, ApiError> {
     let target = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?;
     let mut asked = Asked::take(&mut fields, target.name())?;
-    take_text(&mut fields)?;
     let input = input::messages(fields.need("input")?)?;
-    let max_output_tokens = asked.max_output_tokens;
     // Of a stream's options there is one, padding against eavesdroppers, which belongs to OpenAI's network.
     fields.take::<Value>("stream_options")?;
     fields.refuse(REFUSED)?;
+    let grammar = take_format(&mut fields)?;
+    let tools = Tools::take_flat(&mut fields)?;
     let sampling = SamplingFields::take(&mut fields)?;
     let mut history = match &asked.previous_response_id {
         None => Vec::new(),
@@ -91,43 +107,45 @@ pub(in crate::server) async fn create(
     history.extend(input);
     let generator = &target.generator;
     let mut request = sampling.request(generator, Prompt::Text(String::new()), &customer)?;
-    request.max_tokens = max_output_tokens;
+    request.adapter = target.adapter.clone();
+    request.grammar = grammar;
+    asked.apply(&mut request);
     asked.drawn(&request.sampling);
     let kept = match asked.truncation {
         Truncation::Disabled => history.clone(),
-        Truncation::Auto => newest(generator, &asked, &history).await?,
+        Truncation::Auto => newest(generator, &asked, tools.as_ref(), &history).await?,
     };
-    request.prompt = Prompt::chat(asked.under_instructions(kept));
-    answer(state, target, customer, request, asked, history, sampling.streams()).await
-}
-
-/// Generates and, where wished, keeps the answer.
-async fn answer(
-    state: AppState,
-    target: Target,
-    customer: String,
-    mut request: GenerateRequest,
-    asked: Asked,
-    history: Vec<Value>,
-    streams: bool,
-) -> Result<Response, ApiError> {
-    request.adapter = target.adapter.clone();
-    let generation = target.generator.generate(request).await?;
-    let keep = move |answer: &Answer, response: &Value| {
+    request.prompt = prompt(generator, &asked, tools.as_ref(), kept);
+    if let Some(tools) = &tools {
+        tools.apply(generator, &mut request)?;
+    }
+    let keep: Keep = Box::new(move |answer, response| {
         if answer.asked.store && answer.ended_well() {
             let mut conversation = history.clone();
-            conversation.push(json!({"role": "assistant", "content": answer.text}));
+            conversation.push(items::turn(&answer.output));
             state.responses.put(&customer, response.clone(), conversation);
         }
-    };
-    let mut answer = Answer::new(asked);
+    });
+    answer(&target, request, Answer::new(asked), tools.as_ref(), keep, sampling.streams()).await
+}
+
+/// Generates the answer.
+async fn answer(
+    target: &Target,
+    request: GenerateRequest,
+    mut answer: Answer,
+    tools: Option<&Tools>,
+    keep: Keep,
+    streams: bool,
+) -> Result<Response, ApiError> {
+    let reader = tools.map(|tools| tools.reader(target.generator.tool_format()));
+    let generation = target.generator.generate(request).await?;
     if streams {
-        return Ok(super::sse::respond_named(Events::new(answer, generation, Box::new(keep)).into_stream()));
+        return Ok(super::sse::respond_named(Events::new(answer, generation, reader, keep).into_stream()));
     }
     let generated = generation.collect().await?;
     if let Some(choice) = generated.choices.into_iter().next() {
-        answer.text = choice.text;
-        answer.finish(&choice.finish, &generated.usage);
+        answer.whole(choice, reader, &generated.usage);
     }
     let response = answer.response();
     keep(&answer, &response);
@@ -136,7 +154,12 @@ async fn answer(
 
 /// The newest turns that fit the window with the answer behind them: a question goes together with what answered it,
 /// as templates want it. At least the last message.
-async fn newest(generator: &Generator, asked: &Asked, history: &[Value]) -> Result<Vec<Value>, ApiError> {
+async fn newest(
+    generator: &Generator,
+    asked: &Asked,
+    tools: Option<&Tools>,
+    history: &[Value],
+) -> Result<Vec<Value>, ApiError> {
     let last = history.len() - 1;
     let max_model_len = generator.max_model_len();
     // What cannot fit by its bytes or its number is not looked at: rendering takes time by the length.
@@ -148,12 +171,13 @@ async fn newest(generator: &Generator, asked: &Asked, history: &[Value]) -> Resu
     let few = bytes.take(max_model_len).take_while(|sum| *sum <= longest).count();
     let turns = (history.len() - few..last).filter(|at| *at == 0 || history[*at]["role"] == "user");
     let turns: Vec<usize> = turns.collect();
-    let (generator, asked, history) = (generator.clone(), asked.clone(), history.to_vec());
+    let (generator, asked, tools) = (generator.clone(), asked.clone(), tools.cloned());
+    let history = history.to_vec();
     super::off_thread(move || {
         let answer = asked.max_output_tokens.map_or(1, |most| most as usize);
         let room = max_model_len.saturating_sub(answer);
         let fits = |from: usize| {
-            let prompt = Prompt::chat(asked.under_instructions(history[from..].to_vec()));
+            let prompt = prompt(&generator, &asked, tools.as_ref(), history[from..].to_vec());
             generator.prompt_tokens(&prompt).is_ok_and(|ids| ids.len() <= room)
         };
         let from = turns.partition_point(|from| !fits(*from));

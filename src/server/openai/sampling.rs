@@ -97,10 +97,6 @@ fn range(field: &str, value: Option<f32>, low: f32, high: f32) -> Result<(), Api
 }
 
 impl SamplingFields {
-    pub(in crate::server) fn include_usage(&self) -> bool {
-        self.stream_options().include_usage()
-    }
-
     /// Answers to a prompt.
     pub(super) fn n(&self) -> u32 {
         self.n.unwrap_or(1)
@@ -121,13 +117,6 @@ impl SamplingFields {
 
     /// Takes them out of a request, and refuses what is left of it and known.
     pub(in crate::server) fn take(fields: &mut Fields) -> Result<SamplingFields, ApiError> {
-        let taken = SamplingFields::take_counting(fields)?;
-        taken.stream_options().refuse_continuous()?;
-        Ok(taken)
-    }
-
-    /// The same, for an endpoint that can count in every chunk.
-    pub(super) fn take_counting(fields: &mut Fields) -> Result<SamplingFields, ApiError> {
         let taken = SamplingFields {
             temperature: fields.take("temperature")?,
             top_p: fields.take("top_p")?,

@@ -28,7 +28,8 @@ const BACKENDS: [&str; 2] = ["auto", "guidance"];
 pub(super) fn take(fields: &mut Fields) -> Result<Option<GrammarField>, ApiError> {
     let mut asked = Vec::new();
     if let Some(format) = fields.take::<ResponseFormat>("response_format")? {
-        asked.extend(response_format(format)?.map(|grammar| ("response_format", grammar)));
+        let grammar = format_of("response_format", &format.r#type, format.json_schema)?;
+        asked.extend(grammar.map(|grammar| ("response_format", grammar)));
     }
     if let Some(schema) = fields.take("guided_json")? {
         asked.push(("guided_json", schema_of("guided_json", schema)?));
@@ -63,18 +64,27 @@ pub(super) fn take(fields: &mut Fields) -> Result<Option<GrammarField>, ApiError
     }
 }
 
-fn response_format(format: ResponseFormat) -> Result<Option<Grammar>, ApiError> {
-    let wrong = |message: String| ApiError::invalid("response_format", message);
-    match (format.r#type.as_str(), format.json_schema) {
+/// `text.format` of responses, where the schema lies beside the type.
+pub(super) fn text_format(format: Value) -> Result<Option<GrammarField>, ApiError> {
+    let field = "text.format";
+    let not_valid = |error| ApiError::invalid(field, format!("{field} is not valid: {error}"));
+    let kind = format["type"].as_str().unwrap_or_default().to_owned();
+    let schema: JsonSchema = serde_json::from_value(format).map_err(not_valid)?;
+    Ok(format_of(field, &kind, Some(schema))?.map(|grammar| GrammarField { grammar, field }))
+}
+
+fn format_of(field: &str, kind: &str, json_schema: Option<JsonSchema>) -> Result<Option<Grammar>, ApiError> {
+    let wrong = |message: String| ApiError::invalid(field, message);
+    match (kind, json_schema) {
         ("text", _) => Ok(None),
         ("json_object", _) => Ok(Some(Grammar::JsonObject)),
         ("json_schema", Some(JsonSchema { schema: Some(schema), strict })) => {
             // OpenAI: without `strict` the schema is followed as far as it can be. Only who says so gets less.
             Ok(Some(Grammar::JsonSchema { schema, strict: strict != Some(false) }))
         }
-        ("json_schema", _) => Err(wrong("response_format.json_schema.schema is missing".to_owned())),
+        ("json_schema", _) => Err(wrong(format!("{field} has no schema"))),
         (other, _) => Err(wrong(format!(
-            "response_format.type `{other}` is not supported: it must be text, json_object or json_schema"
+            "{field}.type `{other}` is not supported: it must be text, json_object or json_schema"
         ))),
     }
 }

@@ -6,15 +6,13 @@ use serde_json::{Value, json};
 
 use super::super::AppState;
 use super::super::error::{ApiError, Body};
+use super::chat::Conversation;
 use super::fields::{Fields, Refused};
+use super::tools::Tools;
 use crate::rag::Prompt;
 
-const REFUSED: &[Refused] = &[
-    ("continue_final_message", &["false"]),
-    ("chat_template", &[]),
-    ("tools", &["[]"]),
-    ("documents", &["[]"]),
-];
+const REFUSED: &[Refused] =
+    &[("continue_final_message", &["false"]), ("chat_template", &[]), ("documents", &["[]"])];
 
 pub(in crate::server) async fn tokenize(
     State(state): State<AppState>,
@@ -23,17 +21,13 @@ pub(in crate::server) async fn tokenize(
     let generator = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?.generator;
     let special: Option<bool> = fields.take("add_special_tokens")?;
     let with_pieces = fields.take("return_token_strs")?.unwrap_or(false);
+    let tools = Tools::take(&mut fields)?;
     // A chat's template writes the special tokens itself.
-    let (prompt, special) = match (fields.take("prompt")?, fields.take("messages")?) {
-        (Some(prompt), None) => (Prompt::Text(prompt), special.unwrap_or(true)),
-        (None, Some(messages)) => {
-            let prompt = Prompt::Chat {
-                messages: super::chat::messages(messages)?,
-                tools: None,
-                add_generation_prompt: fields.take("add_generation_prompt")?.unwrap_or(true),
-                extra: fields.take("chat_template_kwargs")?.unwrap_or_default(),
-            };
-            (prompt, special.unwrap_or(false))
+    let (prompt, special) = match (fields.take("prompt")?, fields.peek("messages").is_some()) {
+        (Some(prompt), false) => (Prompt::Text(prompt), special.unwrap_or(true)),
+        (None, true) => {
+            let conversation = Conversation::take(&mut fields, &generator, tools.as_ref())?;
+            (conversation.prompt, special.unwrap_or(false))
         }
         _ => return Err(ApiError::invalid("prompt", "give either prompt or messages")),
     };

@@ -1,12 +1,16 @@
 //! OpenAI's `tools`: what a request may call, and calls in its answers.
 
+mod reader;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+pub(super) use self::reader::{Piece, ToolReader};
 
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
 use crate::rag::{GenerateRequest, Generator, GrammarField};
-use crate::text::{ForcedCalls, Otherwise, ToolCallParser, ToolEvent, ToolFormat, forced_calls};
+use crate::text::{ForcedCalls, Otherwise, ToolFormat, forced_calls};
 
 /// Most functions of a request, as with OpenAI.
 const MOST: usize = 128;
@@ -115,6 +119,15 @@ impl Tools {
         Ok(Some(Tools { definitions, functions, strict, choice, parallel }))
     }
 
+    /// The same for responses, where a function lies beside its type.
+    pub(super) fn take_flat(fields: &mut Fields) -> Result<Option<Tools>, ApiError> {
+        let definitions: Vec<Value> = fields.take("tools")?.unwrap_or_default();
+        fields.put("tools", definitions.into_iter().map(nested).collect());
+        let choice = fields.take("tool_choice")?.map_or(Value::Null, nested);
+        fields.put("tool_choice", choice);
+        Tools::take(fields)
+    }
+
     /// What the template is given: the functions where it knows what tools are, else messages that describe them.
     pub(super) fn prompt(&self, generator: &Generator, messages: &mut Vec<Value>) -> Option<Vec<Value>> {
         if generator.template_knows_tools() {
@@ -168,12 +181,19 @@ impl Tools {
     /// Reads one answer.
     pub(super) fn reader(&self, format: ToolFormat) -> ToolReader {
         let functions = self.functions.iter().map(|(name, _)| name.clone()).collect();
-        ToolReader {
-            parser: ToolCallParser::new(format, functions),
-            format,
-            parallel: self.parallel,
-            calls: 0,
+        ToolReader::new(format, functions, self.parallel)
+    }
+}
+
+/// A function, or a choice of one, in the shape of chats.
+fn nested(flat: Value) -> Value {
+    match flat {
+        Value::Object(mut function) if function.get("type").is_some_and(|kind| kind == "function") => {
+            function.remove("type");
+            function.retain(|_, value| !value.is_null());
+            json!({"type": "function", "function": function})
         }
+        other => other,
     }
 }
 
@@ -249,77 +269,4 @@ fn describe(definitions: &[Value], messages: &mut Vec<Value>) {
         }
         _ => messages.insert(0, json!({"role": "system", "content": text})),
     }
-}
-
-/// Turns one answer's text into OpenAI's shape of it.
-#[derive(Debug, Clone)]
-pub(super) struct ToolReader {
-    parser: ToolCallParser,
-    format: ToolFormat,
-    parallel: bool,
-    calls: usize,
-}
-
-impl ToolReader {
-    /// `content` and `tool_calls` of a whole answer.
-    pub(super) fn message(self, text: &str) -> (Value, Vec<Value>) {
-        let (content, calls) = self.parser.whole(text);
-        let most = if self.parallel { usize::MAX } else { 1 };
-        let calls: Vec<Value> = calls
-            .into_iter()
-            .take(most)
-            .map(|call| {
-                json!({"id": call_id(self.format), "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments}})
-            })
-            .collect();
-        let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { json!(content) };
-        (content, calls)
-    }
-
-    /// The deltas of more text.
-    pub(super) fn push(&mut self, text: &str) -> Vec<Value> {
-        let events = self.parser.push(text);
-        self.deltas(events)
-    }
-
-    /// The last deltas.
-    pub(super) fn finish(&mut self) -> Vec<Value> {
-        let events = self.parser.finish();
-        self.deltas(events)
-    }
-
-    /// Whether there was a call.
-    pub(super) fn called(&self) -> bool {
-        self.calls > 0
-    }
-
-    fn deltas(&mut self, events: Vec<ToolEvent>) -> Vec<Value> {
-        let mut deltas = Vec::new();
-        for event in events {
-            let begins = matches!(event, ToolEvent::Begin { .. });
-            self.calls += usize::from(begins);
-            if !self.parallel && self.calls > 1 && !matches!(event, ToolEvent::Content(_)) {
-                continue;
-            }
-            let index = self.calls.saturating_sub(1);
-            match event {
-                ToolEvent::Content(text) => deltas.push(json!({"content": text})),
-                ToolEvent::Begin { name } => deltas.push(json!({"tool_calls": [{"index": index,
-                    "id": call_id(self.format), "type": "function",
-                    "function": {"name": name, "arguments": ""}}]})),
-                ToolEvent::Arguments(text) => {
-                    deltas.push(json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]}))
-                }
-                ToolEvent::End { .. } => {}
-            }
-        }
-        deltas
-    }
-}
-
-/// A fresh id of a call.
-fn call_id(format: ToolFormat) -> String {
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    if format.short_ids() { id[..9].to_owned() } else { format!("chatcmpl-tool-{id}") }
 }

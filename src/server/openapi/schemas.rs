@@ -2,6 +2,7 @@
 
 mod answers;
 mod rerank;
+mod tools;
 
 use serde_json::{Map, Value, json};
 
@@ -67,8 +68,12 @@ fn texts_or_ids() -> Value {
 fn messages() -> Value {
     let part = object(&["text"], json!({"type": {"const": "text"}, "text": {"type": "string"}}));
     let content = json!({"oneOf": [{"type": "string"}, {"type": "array", "items": part}, {"type": "null"}]});
-    json!({"type": "array", "minItems": 1,
-        "items": object(&["role"], json!({"role": {"type": "string"}, "content": content}))})
+    let message = object(
+        &["role"],
+        json!({"role": {"type": "string"}, "content": content, "tool_calls": tools::earlier_calls(),
+            "tool_call_id": {"type": "string"}}),
+    );
+    json!({"type": "array", "minItems": 1, "items": message})
 }
 
 /// What completions and chat share.
@@ -96,7 +101,8 @@ fn sampling() -> Map<String, Value> {
         "max_completion_tokens": said(at_least(0), "Before max_tokens, where both are given"),
         "skip_special_tokens": flag(),
         "stream": flag(),
-        "stream_options": said(object(&[], json!({"include_usage": flag()})), "Only with stream"),
+        "stream_options": said(object(&[], json!({"include_usage": flag(), "continuous_usage_stats": flag()})),
+            "Only with stream"),
         "allowed_token_ids": said(json!({"type": "array", "items": at_least(0), "minItems": 1}),
             "No other token is drawn"),
         "truncate_prompt_tokens": said(json!({"type": "integer", "minimum": -1}),
@@ -112,6 +118,7 @@ fn sampling() -> Map<String, Value> {
 
 fn with_sampling(required: &[&str], own: Value) -> Value {
     let mut properties = sampling();
+    properties.extend(tools::guided());
     if let Value::Object(own) = own {
         properties.extend(own);
     }
@@ -132,8 +139,7 @@ fn completion() -> Value {
                 "Begin a text with the model's own tokens"),
             "return_token_ids": {"type": "boolean"},
             "return_tokens_as_token_ids": said(json!({"type": "boolean"}), "Name tokens `token_id:ID` in logprobs"),
-            "stream_options": said(object(&[], json!({"include_usage": {"type": "boolean"},
-                "continuous_usage_stats": {"type": "boolean"}})), "Only with stream"),
+            "response_format": tools::response_format(),
         }),
     )
 }
@@ -145,8 +151,18 @@ fn chat() -> Value {
             "messages": messages(),
             "logprobs": {"type": "boolean"},
             "top_logprobs": said(json!({"type": "integer", "minimum": 0, "maximum": 20}), "Only with logprobs"),
+            "prompt_logprobs": said(json!({"type": "integer", "minimum": 0, "maximum": 20}), "Not with stream"),
+            "return_token_ids": {"type": "boolean"},
+            "return_tokens_as_token_ids": said(json!({"type": "boolean"}), "Name tokens `token_id:ID` in logprobs"),
+            "echo": said(json!({"type": "boolean"}), "Begin each answer with a final message of the assistant"),
             "add_generation_prompt": {"type": "boolean"},
+            "continue_final_message": said(json!({"type": "boolean"}),
+                "Leave the final message open, for the answer to go on with it; not with add_generation_prompt"),
             "chat_template_kwargs": said(json!({"type": "object"}), "More variables for the chat template"),
+            "response_format": tools::response_format(),
+            "tools": tools::tools(),
+            "tool_choice": tools::tool_choice(),
+            "parallel_tool_calls": {"type": "boolean", "default": true},
         }),
     )
 }
@@ -177,7 +193,10 @@ fn tokenize() -> Value {
             "messages": messages(),
             "add_special_tokens": {"type": "boolean"},
             "add_generation_prompt": {"type": "boolean"},
+            "continue_final_message": {"type": "boolean"},
             "chat_template_kwargs": {"type": "object"},
+            "tools": tools::tools(),
+            "tool_choice": tools::tool_choice(),
             "return_token_strs": {"type": "boolean"},
         }),
     );
@@ -204,7 +223,7 @@ fn rag() -> Value {
             "as_of": said(json!({"type": ["integer", "string"]}), "A version of the lake or an RFC 3339 time"),
             "generate": said(json!({"type": "boolean"}), "Whether the model answers, or passages are all"),
             "stream": {"type": "boolean"},
-            "model": {"type": "string"},
+            "model": said(json!({"type": "string"}), "The model that is served, or an adapter"),
             "max_tokens": at_least(0),
             "temperature": number(0.0, 2.0),
             "seed": at_least(0),
@@ -237,12 +256,22 @@ fn response() -> Value {
         "text": {"type": "string"}, "refusal": {"type": "string"}}),
     );
     let content = json!({"oneOf": [{"type": "string"}, {"type": "array", "items": part}]});
-    let item = object(
+    let text = || json!({"type": "string"});
+    let message = object(
         &["role", "content"],
         json!({"type": {"const": "message"}, "role": {"enum": ["user", "assistant", "system", "developer"]},
             "content": content}),
     );
-    let text = || json!({"type": "string"});
+    let call = object(
+        &["type", "call_id", "name", "arguments"],
+        json!({"type": {"const": "function_call"}, "call_id": text(), "name": text(),
+            "arguments": said(text(), "JSON")}),
+    );
+    let output = object(
+        &["type", "call_id", "output"],
+        json!({"type": {"const": "function_call_output"}, "call_id": text(), "output": content}),
+    );
+    let item = json!({"oneOf": [message, call, output]});
     let own = json!({
         "input": {"oneOf": [text(), {"type": "array", "minItems": 1, "items": item}]},
         "instructions": said(text(), "A system message before the conversation, for this answer only"),
@@ -252,9 +281,13 @@ fn response() -> Value {
         "metadata": {"type": "object", "maxProperties": 16, "propertyNames": {"maxLength": 64},
             "additionalProperties": {"type": "string", "maxLength": 512}},
         "truncation": said(json!({"enum": ["auto", "disabled"]}), "auto: leave the oldest messages out"),
-        "text": object(&[], json!({"format": object(&["type"], json!({"type": {"const": "text"}})),
-            "verbosity": {"const": "medium"}})),
-        "parallel_tool_calls": {"type": "boolean"},
+        "text": object(&[], json!({"format": tools::text_format(), "verbosity": {"const": "medium"}})),
+        "tools": tools::flat_tools(),
+        "tool_choice": tools::flat_tool_choice(),
+        "parallel_tool_calls": {"type": "boolean", "default": true},
+        "include": said(json!({"type": "array", "items": {"const": "message.output_text.logprobs"}}),
+            "Log probabilities of the answer's tokens"),
+        "top_logprobs": said(json!({"type": "integer", "minimum": 0, "maximum": 20}), "Only with include"),
         "stream_options": said(object(&[], json!({"include_obfuscation": {"type": "boolean"}})), "Only with stream"),
         "safety_identifier": text(),
         "prompt_cache_key": text(),

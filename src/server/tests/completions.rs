@@ -211,36 +211,22 @@ async fn a_stream_counts_in_every_chunk_where_asked_to() {
         assert_eq!(counts, expected);
         assert!(found.iter().all(|chunk| chunk["usage"]["prompt_tokens"] == 2));
     }
-    let chat = json!({"messages": [{"role": "user", "content": "x"}], "stream": true,
-        "stream_options": {"continuous_usage_stats": true}});
-    let (status, refusal) = post(&chatting().state, "/v1/chat/completions", chat).await;
-    assert_eq!(status, StatusCode::BAD_REQUEST, "{refusal}");
-}
-
-#[tokio::test]
-async fn chats_refuse_what_only_completions_do() {
-    let fixture = chatting();
-    for (field, value) in [
-        ("best_of", json!(2)),
-        ("prompt_logprobs", json!(1)),
-        ("return_token_ids", json!(true)),
-        ("return_tokens_as_token_ids", json!(true)),
-    ] {
-        let mut ask = json!({"messages": [{"role": "user", "content": "x"}]});
-        ask[field] = value;
-        let (status, refusal) = post(&fixture.state, "/v1/chat/completions", ask).await;
-        assert_eq!(status, StatusCode::BAD_REQUEST, "{field}");
-        assert!(refusal.contains(&format!("\"param\":\"{field}\"")), "{refusal}");
-    }
 }
 
 #[tokio::test]
 async fn a_prompt_may_fill_the_window_where_no_token_is_asked_for() {
     let fixture = fixture(&[]);
-    let ask = json!({"prompt": "x".repeat(512), "max_tokens": 0, "echo": true});
-    let answer = parsed(&post(&fixture.state, "/v1/completions", ask).await);
+    let ask = json!({"prompt": "x".repeat(512), "max_tokens": 0, "echo": true, "logprobs": 0});
+    let answer = parsed(&post(&fixture.state, "/v1/completions", ask.clone()).await);
     assert_eq!(answer["usage"]["prompt_tokens"], 512);
     assert_eq!(answer["usage"]["completion_tokens"], 0);
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["text"], &choice["finish_reason"]), (&ask["prompt"], &json!("length")));
+    let scores = choice["logprobs"]["token_logprobs"].as_array().expect("scores");
+    assert_eq!((scores.len(), &scores[0]), (512, &Value::Null));
+    assert!(scores[1..].iter().all(Value::is_number));
+    let streamed = chunks(&fixture, ask).await;
+    assert_eq!(streamed[0]["choices"][0]["logprobs"], choice["logprobs"], "{}", streamed.len());
 }
 
 #[tokio::test]
@@ -253,4 +239,30 @@ async fn top_logprobs_of_completions_have_the_token_itself() {
         let token = logprobs["tokens"][at].as_str().expect("token");
         assert_eq!(logprobs["top_logprobs"][at][token], logprobs["token_logprobs"][at], "{logprobs}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_cut_by_a_stop_text_costs_no_more_steps() {
+    let runner = FakeRunner::new(100, 256, 512).with_delay(Duration::from_millis(2));
+    let fixture = fixture_over(runner, &[], None);
+    let mut ask = json!({"prompt": "ab", "max_tokens": 150, "n": 2, "temperature": 1, "seed": 5,
+        "return_token_ids": true});
+    let free = complete(&fixture, ask.clone()).await;
+    let text = |answer: &Value, at: usize| answer["choices"][at]["text"].as_str().expect("text").to_owned();
+    let (first, second) = (text(&free, 0), text(&free, 1));
+    let stop = first.chars().find(|c| c.is_ascii_graphic() && !second.contains(*c)).expect("one of its own");
+    let engine = fixture.state.generator.as_ref().expect("generator").engine().clone();
+    let before = engine.stats().generation_tokens;
+    ask["stop"] = json!(stop.to_string());
+    let cut = complete(&fixture, ask).await;
+    assert_eq!(text(&cut, 0), first[..first.find(stop).expect("found")]);
+    assert_eq!((text(&cut, 1), &cut["choices"][1]["finish_reason"]), (second, &json!("length")));
+    assert_eq!(
+        (&cut["choices"][0]["finish_reason"], &cut["choices"][0]["stop_reason"]),
+        (&json!("stop"), &json!(stop))
+    );
+    let seen = cut["choices"][0]["token_ids"].as_array().expect("ids").len() as u64;
+    assert_eq!(cut["usage"]["completion_tokens"], seen + 150);
+    let computed = engine.stats().generation_tokens - before;
+    assert!((seen + 150..seen + 150 + 40).contains(&computed), "{computed} for {seen} and 150");
 }

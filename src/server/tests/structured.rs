@@ -221,3 +221,137 @@ async fn a_schema_beside_tools_leaves_room_for_calls() {
     let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask).await);
     assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "add", "{answer}");
 }
+
+/// Responses' shape of [`add`].
+fn flat() -> Value {
+    let mut tool = add()["function"].clone();
+    tool["type"] = json!("function");
+    tool
+}
+
+fn named_events(body: &str) -> Vec<Value> {
+    let lines = body.split("\n\n").filter_map(|event| event.split_once("\ndata: "));
+    lines.map(|(_, line)| serde_json::from_str(line).expect("json")).collect()
+}
+
+#[tokio::test]
+async fn responses_follow_their_format() {
+    let fixture = ending(PLAIN);
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"],
+        "additionalProperties": false});
+    let format = json!({"type": "json_schema", "name": "s", "schema": schema, "strict": true});
+    let mut ask = json!({"input": "x", "max_output_tokens": 100, "text": {"format": format}});
+    let answer = parsed(&post(&fixture.state, "/v1/responses", ask.clone()).await);
+    assert_eq!((&answer["status"], &answer["text"]["format"]), (&json!("completed"), &format));
+    let text = answer["output"][0]["content"][0]["text"].as_str().expect("text");
+    assert!(serde_json::from_str::<Value>(text).expect("json")["ok"].is_boolean(), "{text}");
+    ask["guided_regex"] = json!("a");
+    let (status, refusal) = post(&fixture.state, "/v1/responses", ask).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(refusal.contains("\"param\":\"guided_regex\""), "{refusal}");
+}
+
+#[tokio::test]
+async fn responses_have_calls_whole_and_streamed_and_go_on_from_them() {
+    for template in [PLAIN, MISTRAL] {
+        let fixture = ending(template);
+        let mut ask = json!({"input": "x", "max_output_tokens": 300, "tools": [flat()],
+            "tool_choice": {"type": "function", "name": "add"}});
+        let answer = parsed(&post(&fixture.state, "/v1/responses", ask.clone()).await);
+        assert_eq!((&answer["status"], &answer["tools"]), (&json!("completed"), &ask["tools"]));
+        let output = answer["output"].as_array().expect("output");
+        let call = &output[0];
+        assert_eq!((output.len(), &call["type"], &call["name"]), (1, &json!("function_call"), &json!("add")));
+        assert_eq!(call["status"], "completed");
+        let arguments: Value = serde_json::from_str(call["arguments"].as_str().expect("text")).expect("json");
+        assert!(arguments["a"].is_u64(), "{arguments}");
+
+        ask["stream"] = json!(true);
+        let (_, body) = post(&fixture.state, "/v1/responses", ask.clone()).await;
+        let events = named_events(&body);
+        let numbers: Vec<&Value> = events.iter().map(|event| &event["sequence_number"]).collect();
+        assert_eq!(json!(numbers), json!((0..events.len()).collect::<Vec<_>>()));
+        let mut kinds: Vec<&str> = events.iter().filter_map(|event| event["type"].as_str()).collect();
+        kinds.dedup();
+        let expected = [
+            "created",
+            "in_progress",
+            "output_item.added",
+            "function_call_arguments.delta",
+            "function_call_arguments.done",
+            "output_item.done",
+            "completed",
+        ];
+        assert_eq!(kinds, expected.map(|kind| format!("response.{kind}")));
+        let pieces: String = events.iter().filter_map(|event| event["delta"].as_str()).collect();
+        assert_eq!(json!(pieces), call["arguments"]);
+        let last = &events.last().expect("events")["response"];
+        assert_eq!(last["output"][0]["arguments"], call["arguments"]);
+        let opened = &events[2]["item"];
+        assert_eq!((&opened["arguments"], &opened["status"]), (&json!(""), &json!("in_progress")));
+        assert_eq!(events[3]["item_id"], opened["id"]);
+
+        // What a kept response called is what a chat with the same calls is asked.
+        let output = json!([{"type": "function_call_output", "call_id": call["call_id"], "output": "7"}]);
+        let next = json!({"input": output, "previous_response_id": answer["id"], "tools": [flat()],
+            "max_output_tokens": 2});
+        let next = parsed(&post(&fixture.state, "/v1/responses", next).await);
+        let said = json!([{"role": "user", "content": "x"}, call, output[0]]);
+        let same = json!({"input": said, "tools": [flat()], "max_output_tokens": 2});
+        let same = parsed(&post(&fixture.state, "/v1/responses", same).await);
+        assert_eq!(next["usage"]["input_tokens"], same["usage"]["input_tokens"]);
+        let words = |answer: &Value| answer["output"][0]["content"].clone();
+        assert_eq!(words(&next), words(&same));
+        let function = json!({"name": "add", "arguments": call["arguments"]});
+        let messages = json!([{"role": "user", "content": "x"},
+            {"role": "assistant", "content": null, "tool_calls": [{"id": call["call_id"], "function": function}]},
+            {"role": "tool", "tool_call_id": call["call_id"], "content": "7"}]);
+        let chat = json!({"messages": messages, "tools": [add()], "max_tokens": 2});
+        let chat = parsed(&post(&fixture.state, "/v1/chat/completions", chat).await);
+        if template == MISTRAL {
+            assert_eq!(next["usage"]["input_tokens"], chat["usage"]["prompt_tokens"]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_a_response_are_told_whole_and_streamed() {
+    let fixture = ending(PLAIN);
+    let said = "Well, well.";
+    let mut ask = json!({"input": "x", "max_output_tokens": 300, "guided_choice": [said], "top_logprobs": 1,
+        "include": ["message.output_text.logprobs"]});
+    let plain = parsed(&post(&fixture.state, "/v1/responses", ask.clone()).await);
+    let part = &plain["output"][0]["content"][0];
+    assert_eq!(part["text"], said);
+    let tokens = part["logprobs"].as_array().expect("logprobs");
+    let spelled: String = tokens.iter().filter_map(|one| one["token"].as_str()).collect();
+    assert_eq!(spelled, said);
+    ask["stream"] = json!(true);
+    let (_, body) = post(&fixture.state, "/v1/responses", ask).await;
+    let events = named_events(&body);
+    let told = events.iter().filter(|event| event["type"] == "response.output_text.delta");
+    let told: Vec<&Value> = told.flat_map(|event| event["logprobs"].as_array().expect("list")).collect();
+    assert_eq!(json!(told), json!(tokens));
+    assert_eq!(
+        events.last().expect("last")["response"]["output"][0]["content"],
+        plain["output"][0]["content"]
+    );
+}
+
+#[tokio::test]
+async fn a_grammar_that_the_model_cannot_follow_ends_its_answer_with_the_reason() {
+    // A model of 64 tokens has no letter.
+    let fixture = fixture_over(FakeRunner::new(100, 64, 512), &[], None);
+    let mut ask = json!({"prompt": "1", "max_tokens": 5, "guided_regex": "[0-9]{2}z"});
+    let (status, refusal) = post(&fixture.state, "/v1/completions", ask.clone()).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{refusal}");
+    assert!(
+        refusal.contains("after 2 tokens") && refusal.contains("\"param\":\"guided_regex\""),
+        "{refusal}"
+    );
+    ask["stream"] = json!(true);
+    let (status, body) = post(&fixture.state, "/v1/completions", ask).await;
+    let events = events(&body);
+    assert_eq!((status, events.len()), (StatusCode::OK, 3), "{body}");
+    assert_eq!(events[2]["error"]["type"], "invalid_request_error");
+}

@@ -303,3 +303,15 @@ fn a_call_in_free_text_follows_its_schema_once_it_begins() {
         }
     }
 }
+
+#[test]
+fn a_call_that_is_none_gives_the_reader_its_marks_too() {
+    for text in [
+        "<tool_call>{\"name\": \"add\", \"arguments\": [1]}</tool_call> so",
+        "<tool_call>{\"name\": \"add\", \"arguments\": 3}\n</tool_call>",
+        "<tool_call>{\"name\": \"add\", \"arguments\": 3} </tool",
+    ] {
+        let (content, found) = calls(ToolFormat::Hermes, text);
+        assert_eq!((content.as_str(), found.len()), (text, 0));
+    }
+}

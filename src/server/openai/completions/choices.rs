@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::super::chat::stop_reason;
+use super::super::finish::{held_stop, stop_reason};
 use super::super::logprobs;
 use super::{CompletionFields, usage_json};
-use crate::engine::{FinishReason, Usage};
+use crate::engine::Usage;
 use crate::rag::{Choice, Finish, GenerateEvent, Generated, TokenText};
 
 /// What every answer and event of a request repeats, and how its choices are written.
@@ -29,7 +29,7 @@ impl Rendering {
     }
 
     fn choice(&self, index: u32, text: &str, logprobs: Value, finish: Option<&Finish>) -> Value {
-        let stop = finish.and_then(|finish| finish.stop.as_ref()).map(stop_reason);
+        let stop = finish.map_or(Value::Null, stop_reason);
         json!({
             "index": index, "text": text, "logprobs": logprobs,
             "finish_reason": finish.map(Finish::as_openai), "stop_reason": stop,
@@ -57,21 +57,13 @@ impl Rendering {
             }
             if self.fields.return_token_ids {
                 let mut ids: Vec<u32> = choice.tokens[echoed..].iter().map(|token| token.id).collect();
-                ids.extend(self.held_stop(&choice.finish));
+                ids.extend(held_stop(&choice.finish, self.include_stop));
                 out["prompt_token_ids"] = json!(prompt_token_ids);
                 out["token_ids"] = json!(ids);
             }
             out
         };
         (at * self.n..).zip(choices).map(write).collect()
-    }
-
-    /// The token that ended an answer and is not among its tokens.
-    fn held_stop(&self, finish: &Finish) -> Option<u32> {
-        match finish.reason {
-            FinishReason::Stop(id) if !self.include_stop => id,
-            _ => None,
-        }
     }
 }
 
@@ -130,7 +122,7 @@ impl StreamedChoices {
         tokens: &[TokenText],
         finish: Option<&Finish>,
     ) -> Value {
-        let Rendering { n, fields, .. } = self.rendering;
+        let Rendering { n, fields, include_stop, .. } = self.rendering;
         let logprobs = if tokens.is_empty() { Value::Null } else { self.rendering.logprobs(tokens) };
         let mut choice = self.rendering.choice(at * n + index, text, logprobs, finish);
         let progress = self.prompts.entry(at).or_default();
@@ -138,7 +130,7 @@ impl StreamedChoices {
         // With echo, the first tokens of a choice are the prompt's.
         let own = if fields.echo && !begun { progress.echoed } else { 0 };
         let mut ids: Vec<u32> = tokens[own.min(tokens.len())..].iter().map(|token| token.id).collect();
-        ids.extend(finish.and_then(|finish| self.rendering.held_stop(finish)));
+        ids.extend(finish.and_then(|finish| held_stop(finish, include_stop)));
         let count = progress.tokens.entry(index).or_default();
         *count += ids.len() as u32;
         let usage = Usage {
@@ -163,6 +155,7 @@ impl StreamedChoices {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::FinishReason;
     use crate::rag::TopToken;
     use crate::server::openai::logprobs::TokenNames;
 

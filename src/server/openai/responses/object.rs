@@ -6,9 +6,15 @@ use serde_json::{Value, json};
 
 use super::super::super::error::ApiError;
 use super::super::fields::Fields;
+use super::super::logprobs::{self, TokenNames, up_to_twenty};
+use super::super::tools::ToolReader;
 use super::Truncation;
+use super::items::{Item, Kind};
 use crate::engine::{FinishReason, SamplingParams, Usage};
-use crate::rag::Finish;
+use crate::rag::{Choice, Finish, GenerateRequest, TokenText};
+
+/// The one value of `include` that there is something for.
+const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// Most pairs of `metadata`, and the longest keys and values in characters, as with OpenAI.
 const METADATA: (usize, usize, usize) = (16, 64, 512);
@@ -24,6 +30,12 @@ pub(super) struct Asked {
     pub(super) store: bool,
     pub(super) truncation: Truncation,
     parallel_tool_calls: bool,
+    tools: Value,
+    tool_choice: Value,
+    /// `text.format`.
+    format: Value,
+    /// How many of the likeliest tokens are told beside each token, where any are.
+    top_logprobs: Option<u8>,
     temperature: f32,
     top_p: f32,
     /// OpenAI's names for who asks; they are repeated, and mean nothing here.
@@ -45,6 +57,12 @@ impl Asked {
         if max_output_tokens == Some(0) {
             return Err(ApiError::invalid("max_output_tokens", "max_output_tokens must be at least 1"));
         }
+        let format =
+            fields.peek("text").and_then(|text| text.get("format")).filter(|format| !format.is_null());
+        let format = format.cloned().unwrap_or_else(|| json!({"type": "text"}));
+        let repeated = |field: &str, without: Value| fields.peek(field).cloned().unwrap_or(without);
+        let (tools, tool_choice) = (repeated("tools", json!([])), repeated("tool_choice", json!("auto")));
+        let parallel_tool_calls = repeated("parallel_tool_calls", json!(true)) == json!(true);
         Ok(Asked {
             model: model.to_owned(),
             instructions: fields.take("instructions")?,
@@ -53,13 +71,28 @@ impl Asked {
             previous_response_id: fields.take("previous_response_id")?,
             store: fields.take("store")?.unwrap_or(true),
             truncation: fields.take("truncation")?.unwrap_or_default(),
-            parallel_tool_calls: fields.take("parallel_tool_calls")?.unwrap_or(true),
+            parallel_tool_calls,
+            tools,
+            tool_choice,
+            format,
+            top_logprobs: included_logprobs(fields)?,
             temperature: 1.0,
             top_p: 1.0,
             user: fields.take("user")?,
             safety_identifier: fields.take("safety_identifier")?,
             prompt_cache_key: fields.take("prompt_cache_key")?,
         })
+    }
+
+    /// Makes `request` one that tells what is to be included.
+    pub(super) fn apply(&self, request: &mut GenerateRequest) {
+        request.max_tokens = self.max_output_tokens;
+        request.sampling.logprobs = self.top_logprobs;
+    }
+
+    /// Those of `tokens`, where they were asked for.
+    pub(super) fn logprobs(&self, tokens: &[TokenText]) -> Vec<Value> {
+        self.top_logprobs.map_or_else(Vec::new, |_| logprobs::chat(tokens, TokenNames::Text))
     }
 
     /// Notes how tokens are drawn, where the model's own defaults filled in.
@@ -74,6 +107,26 @@ impl Asked {
     }
 }
 
+/// Takes `include` and `top_logprobs`.
+fn included_logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let include: Vec<String> = fields.take("include")?.unwrap_or_default();
+    if let Some(other) = include.iter().find(|one| *one != LOGPROBS) {
+        let message = format!("`{other}` cannot be included: leave it out");
+        return Err(ApiError::invalid("include", message));
+    }
+    let top = up_to_twenty(fields, "top_logprobs")?;
+    if include.is_empty() {
+        return match top {
+            None | Some(0) => Ok(None),
+            Some(_) => {
+                let message = format!("top_logprobs needs include to have `{LOGPROBS}`");
+                Err(ApiError::invalid("top_logprobs", message))
+            }
+        };
+    }
+    Ok(Some(top.unwrap_or(0)))
+}
+
 /// How far a response is.
 #[derive(Debug, Clone)]
 enum Status {
@@ -84,29 +137,48 @@ enum Status {
     Failed(String),
 }
 
-/// A response and its one message, as it is made.
+/// A response, as it is made.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     id: String,
-    pub(super) message_id: String,
     created: i64,
     pub(super) asked: Asked,
-    pub(super) text: String,
+    pub(super) output: Vec<Item>,
     status: Status,
     usage: Option<Usage>,
 }
 
 impl Answer {
     pub(super) fn new(asked: Asked) -> Answer {
-        let id = |prefix: &str| format!("{prefix}_{}", uuid::Uuid::new_v4().simple());
         Answer {
-            id: id("resp"),
-            message_id: id("msg"),
+            id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
             created: super::super::now(),
             asked,
-            text: String::new(),
+            output: Vec::new(),
             status: Status::InProgress,
             usage: None,
+        }
+    }
+
+    /// Takes a whole answer, in which `reader` finds the calls, and notes its end.
+    pub(super) fn whole(&mut self, choice: Choice, reader: Option<ToolReader>, usage: &Usage) {
+        self.finish(&choice.finish, usage);
+        let (text, calls) = match reader {
+            Some(reader) => reader.whole(&choice.text),
+            None => (choice.text, Vec::new()),
+        };
+        if !text.is_empty() || calls.is_empty() {
+            let logprobs = self.asked.logprobs(&choice.tokens);
+            self.output.push(Item { kind: Kind::Message { text, logprobs }, ..Item::message() });
+        }
+        for (call_id, call) in calls {
+            let kind = Kind::Call { call_id, name: call.name, arguments: call.arguments };
+            self.output.push(Item { kind, ..Item::call(String::new(), String::new()) });
+        }
+        self.output.iter_mut().for_each(|item| item.status = "completed");
+        let status = self.status();
+        if let Some(last) = self.output.last_mut().filter(|last| matches!(last.kind, Kind::Message { .. })) {
+            last.status = status;
         }
     }
 
@@ -141,21 +213,11 @@ impl Answer {
         }
     }
 
-    /// The message, with `content`.
-    pub(super) fn message(&self, content: Vec<Value>) -> Value {
-        let status = if self.ended_well() { self.status() } else { "in_progress" };
-        json!({"id": self.message_id, "type": "message", "status": status, "role": "assistant", "content": content})
-    }
-
-    /// The message's one part.
-    pub(super) fn part(&self) -> Value {
-        json!({"type": "output_text", "text": self.text, "annotations": [], "logprobs": []})
-    }
-
     /// All of it as it is now.
     pub(super) fn response(&self) -> Value {
         let asked = &self.asked;
-        let output = if self.ended_well() { vec![self.message(vec![self.part()])] } else { Vec::new() };
+        let items = if self.ended_well() { self.output.as_slice() } else { &[] };
+        let output: Vec<Value> = items.iter().map(Item::shown).collect();
         let error = match &self.status {
             Status::Failed(message) => json!({"code": "server_error", "message": message}),
             _ => Value::Null,
@@ -170,8 +232,9 @@ impl Answer {
             "parallel_tool_calls": asked.parallel_tool_calls, "previous_response_id": asked.previous_response_id,
             "prompt_cache_key": asked.prompt_cache_key, "reasoning": {"effort": null, "summary": null},
             "safety_identifier": asked.safety_identifier, "service_tier": "default", "store": asked.store,
-            "temperature": shortest(asked.temperature), "text": {"format": {"type": "text"}}, "tool_choice": "auto",
-            "tools": [], "top_logprobs": 0, "top_p": shortest(asked.top_p),
+            "temperature": shortest(asked.temperature), "text": {"format": asked.format},
+            "tool_choice": asked.tool_choice, "tools": asked.tools, "top_logprobs": asked.top_logprobs.unwrap_or(0),
+            "top_p": shortest(asked.top_p),
             "truncation": if asked.truncation == Truncation::Auto { "auto" } else { "disabled" },
             "usage": self.usage.as_ref().map(usage), "user": asked.user,
         })
@@ -189,4 +252,42 @@ fn usage(usage: &Usage) -> Value {
         "output_tokens": usage.completion_tokens, "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::openai::tools::Tools;
+    use crate::text::ToolFormat;
+
+    #[test]
+    fn words_and_calls_are_items_in_their_order() {
+        let fields = json!({"tools": [{"type": "function", "name": "add"}], "parallel_tool_calls": false});
+        let mut fields: Fields = serde_json::from_value(fields).expect("fields");
+        let mut answer = Answer::new(Asked::take(&mut fields, "m").expect("asked"));
+        let tools = Tools::take_flat(&mut fields).expect("tools").expect("some");
+        let call = r#"<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>"#;
+        let choice = Choice {
+            index: 0,
+            text: format!("Well. {call}{call}"),
+            tokens: Vec::new(),
+            finish: Finish { reason: FinishReason::Length, stop: None },
+        };
+        answer.whole(choice, Some(tools.reader(ToolFormat::Hermes)), &Usage::default());
+        let response = answer.response();
+        let output = response["output"].as_array().expect("items");
+        assert_eq!(output.len(), 2, "not parallel: {response}");
+        assert_eq!(
+            (&output[0]["content"][0]["text"], &output[0]["status"]),
+            (&json!("Well."), &json!("completed"))
+        );
+        assert_eq!((&output[1]["name"], &output[1]["arguments"]), (&json!("add"), &json!(r#"{"a": 1}"#)));
+        assert_eq!(response["incomplete_details"]["reason"], "max_output_tokens");
+        let turn = super::super::items::turn(&answer.output);
+        assert_eq!(
+            (&turn["content"], &turn["tool_calls"][0]["id"]),
+            (&json!("Well."), &output[1]["call_id"])
+        );
+        assert_eq!(turn["tool_calls"][0]["function"]["arguments"], json!({"a": 1}));
+    }
 }

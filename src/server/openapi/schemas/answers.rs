@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{at_least, object, said};
+use super::{at_least, object, said, tools};
 
 fn text() -> Value {
     json!({"type": "string"})
@@ -45,11 +45,10 @@ fn generated() -> Value {
         "Model": model(),
         "ModelList": record(json!({"object": {"const": "list"}, "data": list(named("Model"))})),
         "Usage": usage(),
-        "Completion": completed("text_completion", json!({
+        "Completion": completed("text_completion", &["stop", "length", "abort"], json!({
             "text": text(), "prompt_logprobs": {"type": "array"},
             "prompt_token_ids": list(at_least(0)), "token_ids": list(at_least(0))})),
-        "ChatCompletion": completed("chat.completion", json!({"message": object(&["role", "content"], json!({
-            "role": {"const": "assistant"}, "content": text_or_null()}))})),
+        "ChatCompletion": chat(),
         "Response": response(),
         "DeletedResponse": record(json!({"id": text(), "object": {"const": "response"}, "deleted": {"const": true}})),
         "EmbeddingList": embeddings(),
@@ -130,6 +129,10 @@ fn response() -> Value {
         "logprobs": {"type": "array"}}));
     let message = record(json!({"id": text(), "type": {"const": "message"},
         "status": {"enum": ["completed", "incomplete"]}, "role": {"const": "assistant"}, "content": list(part)}));
+    let call = record(json!({"id": text(), "type": {"const": "function_call"},
+        "status": {"enum": ["completed", "incomplete"]}, "call_id": text(), "name": text(),
+        "arguments": said(text(), "JSON")}));
+    let item = json!({"oneOf": [message, call]});
     let usage = record(
         json!({"input_tokens": at_least(0), "output_tokens": at_least(0), "total_tokens": at_least(0),
         "input_tokens_details": record(json!({"cached_tokens": at_least(0)})),
@@ -139,10 +142,12 @@ fn response() -> Value {
         &["id", "object", "created_at", "status", "model", "output", "usage"],
         json!({
             "id": text(), "object": {"const": "response"}, "created_at": integer(), "model": text(),
-            "status": {"enum": ["completed", "incomplete", "failed"]}, "output": list(message), "usage": usage,
+            "status": {"enum": ["completed", "incomplete", "failed"]}, "output": list(item), "usage": usage,
             "error": {"type": ["object", "null"]}, "incomplete_details": {"type": ["object", "null"]},
             "instructions": text_or_null(), "previous_response_id": text_or_null(),
             "metadata": {"type": "object"}, "store": {"type": "boolean"}, "truncation": {"enum": ["auto", "disabled"]},
+            "text": {"type": "object"}, "tools": {"type": "array"}, "tool_choice": {"type": ["string", "object"]},
+            "parallel_tool_calls": {"type": "boolean"}, "top_logprobs": at_least(0),
         }),
     )
 }
@@ -158,10 +163,10 @@ fn usage() -> Value {
 }
 
 /// A generation's answer; `own` is what its choices hold beside index, reasons and log probabilities.
-fn completed(kind: &str, own: Value) -> Value {
+fn completed(kind: &str, reasons: &[&str], own: Value) -> Value {
     let mut choice = json!({
         "index": at_least(0), "logprobs": {"type": ["object", "null"]},
-        "finish_reason": {"enum": ["stop", "length", "abort"]}, "stop_reason": {"type": ["integer", "string", "null"]},
+        "finish_reason": {"enum": reasons}, "stop_reason": {"type": ["integer", "string", "null"]},
     });
     if let (Value::Object(choice), Value::Object(own)) = (&mut choice, own) {
         choice.extend(own);
@@ -174,6 +179,19 @@ fn completed(kind: &str, own: Value) -> Value {
             "choices": {"type": "array", "items": object(&["index", "finish_reason"], choice)},
         }),
     )
+}
+
+fn chat() -> Value {
+    let message = object(
+        &["role", "content"],
+        json!({"role": {"const": "assistant"}, "content": text_or_null(), "refusal": {"type": "null"},
+            "tool_calls": tools::calls()}),
+    );
+    let own = json!({"message": message, "token_ids": list(at_least(0))});
+    let mut answer = completed("chat.completion", &["stop", "length", "tool_calls", "abort"], own);
+    answer["properties"]["prompt_logprobs"] = json!({"type": "array"});
+    answer["properties"]["prompt_token_ids"] = list(at_least(0));
+    answer
 }
 
 fn embeddings() -> Value {
