@@ -1,5 +1,3 @@
-mod properties;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
