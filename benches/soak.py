@@ -87,10 +87,13 @@ def main():
     args.add_argument("--pid", type=int, required=True)
     args.add_argument("--requests", type=int, default=5000)
     args.add_argument("--workers", type=int, default=32)
+    args.add_argument("--only", choices=["soak", "flood"])
     args = args.parse_args()
     server = Server(args.url)
-    soak(server, args)
-    flood(server, args)
+    if args.only != "flood":
+        soak(server, args)
+    if args.only != "soak":
+        flood(server, args)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ pub struct SpeculationConfig {
 
 impl Default for SpeculationConfig {
     fn default() -> SpeculationConfig {
-        SpeculationConfig { max_drafts: 8, min_match: 2, max_rows: 12, row_cost: 0.1 }
+        SpeculationConfig { max_drafts: 8, min_match: 2, max_rows: 12, row_cost: 0.16 }
     }
 }
 
