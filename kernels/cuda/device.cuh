@@ -65,6 +65,15 @@ struct alignas(sizeof(T) * W) Pack {
     T at[W];
 };
 
+// Two elements as the register that tensor cores take.
+template <class T>
+__device__ __forceinline__ uint32_t pair_of(float low, float high) {
+    const Pack<T, 2> pair = {{from_f32<T>(low), from_f32<T>(high)}};
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    return bits;
+}
+
 // A whole 16 bytes goes as one access; a pack of one element is the path for odd widths.
 template <int W, class T>
 __device__ __forceinline__ Pack<T, W> load(const T* from) {

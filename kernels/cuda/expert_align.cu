@@ -1,7 +1,9 @@
 // Sorts the (token, rank) pairs of a step by expert, stable in the order of pairs: the token-expert alignment.
 //
 // A worked example: 2 tokens, 2 experts each, of 3; ids [2, 0 | 0, 1] give offsets [0, 2, 3, 4] and sorted pairs
-// [1, 2, 3, 0]. An id that is no expert (kNone) is left out. One block; each warp has a run of pairs.
+// [1, 2, 3, 0]. An id that is no expert (kNone) is left out. With adapter slots a pair's expert is a virtual one, slot *
+// base + id, and pairs of tokens without an adapter are left out: LoRA is an ordinary grouped product over those. One
+// block; each warp has a run of pairs.
 #include "device.cuh"
 
 constexpr int kWarps = 32;
@@ -15,9 +17,14 @@ struct Peers {
     bool leads;
 };
 
-__device__ __forceinline__ Peers peers_of(const uint32_t* ids, uint32_t pair, uint32_t end, int experts) {
+__device__ __forceinline__ Peers peers_of(const uint32_t* ids, const uint32_t* slots, uint32_t pair, uint32_t end, int k,
+                                          int base, int experts) {
     Peers own;
     own.expert = pair < end ? ids[pair] : kNone;
+    if (slots != nullptr && own.expert < uint32_t(base)) {
+        const uint32_t slot = slots[pair / uint32_t(k)];
+        own.expert = slot == kNone ? kNone : slot * uint32_t(base) + own.expert;
+    }
     own.valid = own.expert < uint32_t(experts);
     const uint32_t same = __match_any_sync(kAllLanes, own.expert);
     own.rank = __popc(same & ((1u << threadIdx.x % kWarp) - 1));
@@ -27,7 +34,8 @@ __device__ __forceinline__ Peers peers_of(const uint32_t* ids, uint32_t pair, ui
 }
 
 KERNEL(1024, expert_align, const uint32_t* __restrict__ ids,  // [tokens * k]
-       const uint32_t* __restrict__ tokens, int k, int experts,
+       const uint32_t* __restrict__ slots,          // [tokens] or null
+       const uint32_t* __restrict__ tokens, int k, int base, int experts,
        uint32_t* __restrict__ offsets,       // [experts + 1]
        uint32_t* __restrict__ sorted_pairs)  // [tokens * k]
 {
@@ -43,7 +51,7 @@ KERNEL(1024, expert_align, const uint32_t* __restrict__ ids,  // [tokens * k]
     for (int expert = lane; expert < experts; expert += kWarp) own[expert] = 0;
     __syncwarp();
     for (uint32_t at = begin; at < end; at += kWarp) {
-        const Peers peers = peers_of(ids, at + uint32_t(lane), end, experts);
+        const Peers peers = peers_of(ids, slots, at + uint32_t(lane), end, k, base, experts);
         if (peers.leads) own[peers.expert] += uint32_t(peers.count);
         __syncwarp();
     }
@@ -78,7 +86,7 @@ KERNEL(1024, expert_align, const uint32_t* __restrict__ ids,  // [tokens * k]
     __syncthreads();
     for (int expert = thread; expert <= experts; expert += int(blockDim.x)) offsets[expert] = start[expert];
     for (uint32_t at = begin; at < end; at += kWarp) {
-        const Peers peers = peers_of(ids, at + uint32_t(lane), end, experts);
+        const Peers peers = peers_of(ids, slots, at + uint32_t(lane), end, k, base, experts);
         if (peers.valid) {
             sorted_pairs[start[peers.expert] + own[peers.expert] + uint32_t(peers.rank)] = at + uint32_t(lane);
         }

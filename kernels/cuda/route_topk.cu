@@ -3,6 +3,7 @@
 
 // Experts that a lane holds: 256 in all.
 constexpr int kHeld = 8;
+constexpr int kNoExpert = kHeld * kWarp;
 
 template <class T>
 __device__ __forceinline__ void route_topk(const T* __restrict__ logits,  // [rows, experts]
@@ -22,14 +23,14 @@ __device__ __forceinline__ void route_topk(const T* __restrict__ logits,  // [ro
     int own_id = 0;
     float own_logit = -INFINITY, largest = 0.0f;
     for (int rank = 0; rank < k; rank++) {
-        // A NaN compares as minus infinity: an id is a valid expert whatever the logits are.
+        // A NaN compares as minus infinity, and what is past the end is it: a free expert, which has a lower index,
+        // always wins against that, so that an id is valid whatever the logits are.
         float best = -INFINITY;
-        int id = experts;
+        int id = kNoExpert;
 #pragma unroll
         for (int j = 0; j < kHeld; j++) {
             const int expert = j * kWarp + lane;
-            const bool free = expert < experts && (taken >> j & 1) == 0;
-            if (free && (id == experts || held[j] > best)) {
+            if ((taken >> j & 1) == 0 && (id == kNoExpert || held[j] > best)) {
                 best = held[j] > -INFINITY ? held[j] : -INFINITY;
                 id = expert;
             }
@@ -38,7 +39,6 @@ __device__ __forceinline__ void route_topk(const T* __restrict__ logits,  // [ro
         for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
             const float other = __shfl_xor_sync(kAllLanes, best, lanes);
             const int other_id = __shfl_xor_sync(kAllLanes, id, lanes);
-            // `experts`, which is no id, is larger than all and has the least logit: it never wins against one.
             if (other > best || (other == best && other_id < id)) {
                 best = other;
                 id = other_id;

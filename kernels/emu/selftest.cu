@@ -93,7 +93,7 @@ KERNEL(64, self_no_barrier_before_reuse, float* out) {
     box[threadIdx.x] = float(threadIdx.x);
     __syncthreads();
     out[threadIdx.x] = box[threadIdx.x ^ 32];
-    box[threadIdx.x] = 0.0f;
+    if (threadIdx.x >= 32) box[threadIdx.x] = 0.0f;
 }
 KERNEL(32, self_warp_without_sync, float* out) {
     SHARED(float, box, 32);
@@ -137,7 +137,7 @@ KERNEL(32, self_reads_anothers_copy, const uint32_t* in, uint32_t* out) {
     cp_async16(box + threadIdx.x * 4, in + threadIdx.x * 4, 16);
     cp_async_commit();
     cp_async_wait<0>();
-    out[threadIdx.x] = box[(threadIdx.x ^ 1) * 4];
+    if (threadIdx.x % 2 == 1) out[threadIdx.x] = box[(threadIdx.x ^ 1) * 4];
 }
 KERNEL(64, self_copies_over_readers, const uint32_t* in, uint32_t* out) {
     SHARED(uint32_t, box, 64 * 4);

@@ -12,6 +12,9 @@ const WARPS: usize = 32;
 pub struct ExpertAlign {
     /// `[tokens * k]` u32; what is no expert is left out.
     pub ids: Ptr,
+    /// `[tokens]` u32, the adapter slot of each (`u32::MAX`: none), or none: then experts are virtual ones,
+    /// `slot * base + id`, and tokens without an adapter are left out.
+    pub slots: Ptr,
     /// The number of tokens, u32.
     pub tokens: Ptr,
     /// `[experts + 1]` u32: where the rows of each expert start.
@@ -20,7 +23,9 @@ pub struct ExpertAlign {
     pub sorted_pairs: Ptr,
     /// Experts of a token.
     pub k: usize,
-    /// Experts.
+    /// Experts that an id of `ids` may be.
+    pub base: usize,
+    /// Experts in all: `base` times the adapter slots, or `base`.
     pub experts: usize,
 }
 
@@ -34,7 +39,7 @@ pub fn expert_align(op: &ExpertAlign) -> Result<Launch> {
         return Err(KernelError::Unsupported { op: OP, what: "a number of experts", value: op.experts });
     }
     Ok(Launch::new("expert_align", [1, 1, 1], WARPS * 32, WARPS * op.experts * 4)
-        .ptrs(&[op.ids, op.tokens])
-        .ints(&[int(OP, "experts a token", op.k)?, int(OP, "experts", op.experts)?])
+        .ptrs(&[op.ids, op.slots, op.tokens])
+        .ints(&[int(OP, "experts a token", op.k)?, int(OP, "experts", op.base)?, int(OP, "experts", op.experts)?])
         .ptrs(&[op.offsets, op.sorted_pairs]))
 }

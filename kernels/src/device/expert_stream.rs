@@ -21,7 +21,7 @@ const HALF_PANEL: usize = 8;
 pub struct Experts {
     /// `[experts + 1]` u32, from [`super::expert_align`].
     pub offsets: Ptr,
-    /// `[rows]` u32, from [`super::expert_align`].
+    /// `[pairs]` u32, from [`super::expert_align`].
     pub sorted_pairs: Ptr,
     /// Element type of activations and weights: bf16 or f16.
     pub dtype: DType,
@@ -37,34 +37,46 @@ pub struct Experts {
     pub inner: usize,
 }
 
-/// `act [rows, inner] = silu(x · w1 + delta) * (x · w3 + delta)` of the sorted rows; `x` is `[tokens, h]`.
-///
-/// `delta` is `[rows, 2 inner]` in the order of w13's rows (a LoRA adapter's part), or none.
+/// What adapters add to a product.
+#[derive(Debug, Clone, Copy)]
+pub struct Delta {
+    /// `[pairs, columns of the product]`, in the order of the weights' rows; read for tokens with an adapter.
+    pub values: Ptr,
+    /// `[tokens]` u32, the adapter slot of each (`u32::MAX`: none).
+    pub slots: Ptr,
+}
+
+impl Delta {
+    /// Nothing.
+    pub const NONE: Delta = Delta { values: Ptr::NONE, slots: Ptr::NONE };
+}
+
+/// `act [pairs, inner] = silu(x · w1 + delta) * (x · w3 + delta)`; `x` is `[tokens, h]`.
 ///
 /// # Errors
 /// [`KernelError`] when 16-byte accesses do not fit the shape, or for f32.
-pub fn expert_up(shape: &Experts, x: Ptr, w13: Ptr, delta: Ptr, act: Ptr) -> Result<Launch> {
+pub fn expert_up(shape: &Experts, x: Ptr, w13: Ptr, delta: Delta, act: Ptr) -> Result<Launch> {
     const OP: &str = "device::expert_up";
     let many = ["expert_up_bf16_n4", "expert_up_f16_n4"];
     let launch = stream(OP, shape, 2 * shape.inner, ["expert_up_bf16_n1", "expert_up_f16_n1"], many)?;
     let inner = int(OP, "an inner width", shape.inner)?;
-    Ok(launch.ptrs(&[x, w13, delta, shape.offsets, shape.sorted_pairs, act]).ints(&[
+    Ok(launch.ptrs(&[x, w13, delta.values, delta.slots, shape.offsets, shape.sorted_pairs, act]).ints(&[
         int(OP, "experts a token", shape.ranks)?,
         inner,
         int(OP, "a width", shape.h)?,
     ]))
 }
 
-/// `y [tokens * ranks, h] = act · w2 + delta` f32, each sorted row where its pair is; `delta` is `[rows, h]` or none.
+/// `y [pairs, h] = act · w2 + delta` f32.
 ///
 /// # Errors
 /// As [`expert_up`].
-pub fn expert_down(shape: &Experts, act: Ptr, w2: Ptr, delta: Ptr, y: Ptr) -> Result<Launch> {
+pub fn expert_down(shape: &Experts, act: Ptr, w2: Ptr, delta: Delta, y: Ptr) -> Result<Launch> {
     const OP: &str = "device::expert_down";
     let many = ["expert_down_bf16_n4", "expert_down_f16_n4"];
     let launch = stream(OP, shape, shape.h, ["expert_down_bf16_n1", "expert_down_f16_n1"], many)?;
     let (n, k) = (int(OP, "a width", shape.h)?, int(OP, "an inner width", shape.inner)?);
-    Ok(launch.ptrs(&[act, w2, delta, shape.offsets, shape.sorted_pairs, y]).ints(&[n, k]))
+    Ok(launch.ptrs(&[act, w2, delta.values, delta.slots, shape.offsets, shape.sorted_pairs, y]).ints(&[int(OP, "experts a token", shape.ranks)?, n, k]))
 }
 
 /// `out [tokens, h] = Σ over ranks of weights [tokens, ranks] * y`, in the order of ranks; `tokens` is their number.

@@ -9,15 +9,19 @@
 //! | [`rms_norm`] | `rms_norm.cu` | residual sum and RMS norm |
 //! | [`rope_kv_write`] | `rope_kv_write.cu` | rotary embedding and the write to the paged cache |
 //! | [`paged_decode`] | `paged_decode.cu` | split-KV attention of one token a sequence |
+//! | [`paged_prefill`] | `paged_prefill.cu` | flash attention of many tokens a sequence |
 //! | [`route_topk`] | `route_topk.cu` | softmax, top k, renormalised |
 //! | [`expert_align`] | `expert_align.cu` | pairs sorted by expert |
 //! | [`expert_stream`] | `expert_stream.cu` | the products of few tokens, and the weighted sum |
+//! | [`lora`] | `lora.cu` | the shrink and expand of adapters |
 
 mod launch;
 
 pub mod expert_align;
 pub mod expert_stream;
+pub mod lora;
 pub mod paged_decode;
+pub mod paged_prefill;
 pub mod rms_norm;
 pub mod rope_kv_write;
 pub mod route_topk;

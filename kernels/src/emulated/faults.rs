@@ -20,6 +20,13 @@ struct Fault {
     survives: bool,
 }
 
+impl Fault {
+    /// The kernel in which it shows.
+    fn kernel(&self) -> &str {
+        self.file.strip_suffix(".cuh").unwrap_or(&self.file)
+    }
+}
+
 fn parse(text: &str) -> Vec<Fault> {
     let mut faults: Vec<Fault> = Vec::new();
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
@@ -45,10 +52,11 @@ fn parse(text: &str) -> Vec<Fault> {
         if line.starts_with("survives") {
             fault.survives = true;
         } else if let Some(rest) = line.strip_prefix('-') {
-            let digit = rest.chars().next().and_then(|c| c.to_digit(10));
-            let numbered = digit.filter(|_| fault.find.is_empty());
-            fault.place = fault.place.or(numbered.map(|place| place as usize));
-            add(&mut fault.find, if numbered.is_some() { &rest[1..] } else { rest });
+            let numbered = rest.strip_prefix('@').and_then(|rest| rest.split_once(' '));
+            if let Some((place, _)) = numbered {
+                fault.place = Some(place.parse().expect("a number after @"));
+            }
+            add(&mut fault.find, numbered.map_or(rest, |(_, rest)| rest));
         } else if let Some(rest) = line.strip_prefix('+') {
             add(&mut fault.replace, rest);
         } else {
@@ -94,12 +102,23 @@ fn compile(mode: Mode, source: &str, file: &str, scratch: &std::path::Path, numb
 
 /// What found the fault.
 fn found_by(fault: &Fault, scratch: &std::path::Path, number: usize) -> Option<String> {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda/");
-    let source = fs::read_to_string(format!("{source}{}.cu", fault.file)).expect("the kernel is there");
-    let source = patched(fault, &source);
-    let suite = suites().into_iter().find(|suite| suite.file == fault.file).expect("the kernel has cases");
+    let read = |file: &str| {
+        let path = format!("{}/cuda/{file}", env!("CARGO_MANIFEST_DIR"));
+        fs::read_to_string(path).expect("the kernel is there")
+    };
+    // A fault of a header is seen through the kernel of the same name, which includes it.
+    let kernel = fault.kernel();
+    let mut source = read(&format!("{kernel}.cu"));
+    if kernel == fault.file {
+        source = patched(fault, &source);
+    } else {
+        let include = format!("#include \"{}\"", fault.file);
+        assert!(source.contains(&include), "{kernel}.cu includes {}", fault.file);
+        source = source.replace(&include, &patched(fault, &read(&fault.file)));
+    }
+    let suite = suites().into_iter().find(|suite| suite.file == kernel).expect("the kernel has cases");
     [Mode::Checked, Mode::Plain].into_iter().find_map(|mode| {
-        let library = compile(mode, &source, &fault.file, scratch, number);
+        let library = compile(mode, &source, kernel, scratch, number);
         let mut device = Emulator::open(&library, mode).expect("loads");
         let error = (suite.run)(&mut device, true).err()?;
         Some(format!("{mode:?}: {error}"))
@@ -109,7 +128,7 @@ fn found_by(fault: &Fault, scratch: &std::path::Path, number: usize) -> Option<S
 #[test]
 fn every_seeded_fault_is_found() {
     let faults = parse(include_str!("../../emu/faults.txt"));
-    assert!(suites().iter().all(|suite| faults.iter().any(|fault| fault.file == suite.file)));
+    assert!(suites().iter().all(|suite| faults.iter().any(|fault| fault.kernel() == suite.file)));
     let scratch = std::env::temp_dir().join(format!("tarn-faults-{}", std::process::id()));
     fs::create_dir_all(&scratch).expect("a scratch folder");
     let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));

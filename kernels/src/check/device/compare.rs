@@ -64,6 +64,15 @@ pub(super) fn fetch_indices(device: &mut dyn Device, from: Ptr, len: usize) -> V
     bytes.chunks_exact(4).map(|at| u32::from_le_bytes([at[0], at[1], at[2], at[3]])).collect()
 }
 
+/// The relative error of rounding to `dtype`.
+pub(super) fn unit(dtype: DType) -> f32 {
+    match dtype {
+        DType::BF16 => 2.0_f32.powi(-8),
+        DType::F16 => 2.0_f32.powi(-11),
+        _ => 2.0_f32.powi(-24),
+    }
+}
+
 /// How far a value may be off: `relative` of itself, and `absolute`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tolerance {
@@ -77,14 +86,15 @@ impl Tolerance {
     /// The worst case of a sum of n terms is n roundings of its largest part; roundings go both ways, so that n
     /// random ones reach some √n. Eight times that, and a few for the function around the sum, never fails by chance.
     pub(super) fn of(dtype: DType, terms: usize, size: f32) -> Tolerance {
-        let rounding = match dtype {
-            DType::BF16 => 2.0_f32.powi(-8),
-            DType::F16 => 2.0_f32.powi(-11),
-            _ => 0.0,
-        };
-        let single = 2.0_f32.powi(-24);
+        let single = unit(DType::F32);
         // A value near a boundary between two roundings may go to the other side: the bound is one rounding's whole.
-        Tolerance { relative: rounding * 1.02 + 8.0 * single, absolute: 8.0 * (terms as f32).sqrt() * single * size }
+        let relative = unit(dtype) * 1.02 + 8.0 * single;
+        Tolerance { relative, absolute: 8.0 * (terms as f32).sqrt() * single * size }
+    }
+
+    /// With `absolute` for a rounding in between.
+    pub(super) fn and(self, absolute: f32) -> Tolerance {
+        Tolerance { absolute: self.absolute + absolute, ..self }
     }
 }
 

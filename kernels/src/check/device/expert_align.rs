@@ -4,6 +4,7 @@ use super::compare::{equal, fetch_indices, indices, named};
 use super::{Device, Use};
 use crate::ExpertGroups;
 use crate::check::hash;
+use crate::device::Ptr;
 use crate::device::expert_align::{ExpertAlign, expert_align};
 
 /// Tokens, k, experts.
@@ -34,7 +35,7 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
                 .map(|id| id.min(experts as u32 - 1))
                 .collect();
             let name = format!("expert_align {tokens} tokens k {k} of {experts} {spread:?}");
-            let (offsets, sorted) = launch(device, &name, &ids, tokens, k, experts)?;
+            let (offsets, sorted) = launch(device, &name, &ids, None, tokens, k, experts, experts)?;
             let mut groups = ExpertGroups::new(tokens, k, experts);
             named(&name, groups.align(&ids))?;
             let mut expected = vec![0; ids.len()];
@@ -49,24 +50,29 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
         }
     }
     left_out(device)?;
-    Ok(ran + 1)
+    virtual_experts(device)?;
+    Ok(ran + 2)
 }
 
 fn launch(
     device: &mut dyn Device,
     name: &str,
     ids: &[u32],
+    slots: Option<&[u32]>,
     tokens: usize,
     k: usize,
+    base: usize,
     experts: usize,
 ) -> Result<(Vec<u32>, Vec<u32>), String> {
     device.clear();
     let op = ExpertAlign {
         ids: indices(device, "ids", ids),
+        slots: slots.map_or(Ptr::NONE, |slots| indices(device, "slots", slots)),
         tokens: indices(device, "tokens", &[tokens as u32]),
         offsets: device.alloc("offsets", (experts + 1) * 4, Use::Write),
         sorted_pairs: device.alloc("sorted_pairs", ids.len() * 4, Use::Write),
         k,
+        base,
         experts,
     };
     named(name, device.launch(&named(name, expert_align(&op))?))?;
@@ -77,7 +83,17 @@ fn launch(
 fn left_out(device: &mut dyn Device) -> Result<(), String> {
     let ids = [2, u32::MAX, 3, 0, u32::MAX, 1];
     let name = "expert_align with pairs left out";
-    let (offsets, sorted) = launch(device, name, &ids, 3, 2, 3)?;
+    let (offsets, sorted) = launch(device, name, &ids, None, 3, 2, 3, 3)?;
     equal(name, &offsets, &[0, 1, 2, 3])?;
     equal(name, &sorted[..3], &[3, 5, 0])
+}
+
+/// With adapter slots an expert is one of an adapter's, and tokens without an adapter take no place.
+fn virtual_experts(device: &mut dyn Device) -> Result<(), String> {
+    let (ids, slots) = ([1, 0, 1, 2, 0, 1, 2, u32::MAX], [1, u32::MAX, 0, 1]);
+    let name = "expert_align with adapters";
+    let (offsets, sorted) = launch(device, name, &ids, Some(&slots), 4, 2, 3, 6)?;
+    // Token 0 has (1, 1) and (1, 0), token 2 has (0, 0) and (0, 1), token 3 has (1, 2).
+    equal(name, &offsets, &[0, 1, 2, 2, 3, 4, 5])?;
+    equal(name, &sorted[..5], &[4, 5, 1, 0, 6])
 }

@@ -4,7 +4,7 @@ use super::compare::{HALVES, Tensor, Tolerance, close, fetch, indices, named, re
 use super::{Device, Use};
 use crate::check::{fill, hash};
 use crate::device::Ptr;
-use crate::device::expert_stream::{Experts, expert_combine, expert_down, expert_up, interleave};
+use crate::device::expert_stream::{Delta, Experts, expert_combine, expert_down, expert_up, interleave};
 use crate::pack::{self, WeightData};
 use crate::{DType, Exec, ExpertGroups, View, ViewMut, Workspace};
 
@@ -63,8 +63,10 @@ struct Case {
     gate: Vec<Tensor>,
     up: Vec<Tensor>,
     down: Vec<Tensor>,
-    /// LoRA's part before the nonlinearity, `[rows, 2 inner]`: w1's columns, then w3's; and after w2, `[rows, h]`.
+    /// LoRA's part before the nonlinearity, `[pairs, 2 inner]`: w1's columns, then w3's; and after w2, `[pairs, h]`.
     deltas: Option<(Tensor, Tensor)>,
+    /// Every third token has no adapter.
+    slots: Vec<u32>,
 }
 
 impl Case {
@@ -99,7 +101,14 @@ impl Case {
             up: all(inner * h, 400),
             down: all(h * inner, 700),
             deltas: adapted.then(|| (random(rows * 2 * inner, 3), random(rows * h, 4))),
+            slots: (0..tokens as u32).map(|token| if token % 3 == 1 { u32::MAX } else { token % 2 }).collect(),
         }
+    }
+
+    /// The adapter's part of a pair, `None` where its token has no adapter.
+    fn delta<'a>(&self, delta: &'a Tensor, pair: usize, width: usize) -> Option<&'a [f32]> {
+        let adapted = self.slots[pair / self.shape.ranks] != u32::MAX;
+        adapted.then(|| &delta.values[pair * width..][..width])
     }
 
     fn run(&self, device: &mut dyn Device, name: &str) -> Result<(), String> {
@@ -128,15 +137,17 @@ impl Case {
         let w2 = read_only(device, "w2", &w2);
         let given = read_only(device, "given act", &self.act.bytes);
         let (delta13, delta2) = match &self.deltas {
-            None => (Ptr::NONE, Ptr::NONE),
+            None => (Delta::NONE, Delta::NONE),
             Some((first, second)) => {
                 let panels = first.values.chunks_exact(2 * inner).flat_map(|row| {
                     let (gate, up) = row.split_at(inner);
                     interleave(gate, up, inner, 1).expect("inner is a multiple of 8")
                 });
                 let panels: Vec<f32> = panels.collect();
+                let slots = indices(device, "slots", &self.slots);
                 let first = read_only(device, "delta13", &tensor(self.dtype, &panels).bytes);
-                (first, read_only(device, "delta2", &second.bytes))
+                let second = read_only(device, "delta2", &second.bytes);
+                (Delta { values: first, slots }, Delta { values: second, slots })
             }
         };
         let act = device.alloc("act", rows * inner * self.dtype.size(), Use::Write);
@@ -149,55 +160,56 @@ impl Case {
 
     fn compare_up(&self, name: &str, found: &[f32]) -> Result<(), String> {
         let Shape { tokens, ranks, h, inner, .. } = self.shape;
-        let rows = tokens * ranks;
-        let mut expected = vec![0.0; rows * inner];
-        let size = (h as f32 / 9.0).sqrt();
+        let pairs = tokens * ranks;
+        let mut expected = vec![0.0; pairs * inner];
         match &self.deltas {
             None => {
                 let w13 = named(name, pack::gate_up(&data(&self.gate), &data(&self.up), inner, h, None))?;
                 let x = named(name, View::new(&self.x.values, tokens, h))?;
-                let out = named(name, ViewMut::new(&mut expected, rows, inner))?;
-                let mut ws = named(name, Workspace::new(rows, h))?;
+                let mut sorted = vec![0.0; pairs * inner];
+                let out = named(name, ViewMut::new(&mut sorted, pairs, inner))?;
+                let mut ws = named(name, Workspace::new(pairs, h))?;
                 named(name, crate::gated_up(&Exec::Reference, &mut ws, x, &w13, &self.groups, out))?;
+                for (row, pair) in self.sorted.iter().enumerate() {
+                    expected[*pair as usize * inner..][..inner].copy_from_slice(&sorted[row * inner..][..inner]);
+                }
             }
             Some((delta, _)) => {
                 // The reference has no delta before the nonlinearity: both products alone, then the rest here.
-                let gate = self.product(&self.gate, inner, h, &self.x.values, true);
-                let up = self.product(&self.up, inner, h, &self.x.values, true);
-                for row in 0..rows {
+                let gate = self.product(&self.gate, inner, h, &self.x.values, ranks);
+                let up = self.product(&self.up, inner, h, &self.x.values, ranks);
+                for pair in 0..pairs {
+                    let delta = self.delta(delta, pair, 2 * inner);
                     for at in 0..inner {
-                        let g = gate[row * inner + at] + delta.values[row * 2 * inner + at];
-                        let u = up[row * inner + at] + delta.values[row * 2 * inner + inner + at];
-                        expected[row * inner + at] = g / (1.0 + (-g).exp()) * u;
+                        let g = gate[pair * inner + at] + delta.map_or(0.0, |delta| delta[at]);
+                        let u = up[pair * inner + at] + delta.map_or(0.0, |delta| delta[inner + at]);
+                        expected[pair * inner + at] = g / (1.0 + (-g).exp()) * u;
                     }
                 }
             }
         }
         // A product of two sums of h terms of a third each.
+        let size = (h as f32 / 9.0).sqrt();
         close(&format!("{name}: up"), found, &expected, Tolerance::of(self.dtype, h, 3.0 * size * (1.0 + size)))
     }
 
     fn compare_down(&self, name: &str, found: &[f32]) -> Result<(), String> {
         let Shape { h, inner, .. } = self.shape;
-        let sorted = self.product(&self.down, h, inner, &self.act.values, false);
-        let mut expected = vec![0.0; sorted.len()];
-        for (row, pair) in self.sorted.iter().enumerate() {
-            for at in 0..h {
-                let delta = self.deltas.as_ref().map_or(0.0, |(_, delta)| delta.values[row * h + at]);
-                expected[*pair as usize * h + at] = sorted[row * h + at] + delta;
-            }
+        let mut expected = self.product(&self.down, h, inner, &self.act.values, 1);
+        for (pair, row) in expected.chunks_exact_mut(h).enumerate() {
+            let delta = self.deltas.as_ref().and_then(|(_, delta)| self.delta(delta, pair, h));
+            row.iter_mut().zip(delta.into_iter().flatten()).for_each(|(sum, delta)| *sum += delta);
         }
         let size = 1.0 + (inner as f32 / 9.0).sqrt();
         close(&format!("{name}: down"), found, &expected, Tolerance::of(DType::F32, inner, size))
     }
 
-    /// One product an expert, rows in sorted order, by plain loops; `x` is by token or by sorted row.
-    fn product(&self, weights: &[Tensor], n: usize, k: usize, x: &[f32], by_token: bool) -> Vec<f32> {
+    /// Each pair's product with its expert, by plain loops; a row of `x` has `share` pairs.
+    fn product(&self, weights: &[Tensor], n: usize, k: usize, x: &[f32], share: usize) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.ids.len() * n);
-        for (row, pair) in self.sorted.iter().enumerate() {
-            let from = if by_token { *pair as usize / self.shape.ranks } else { row };
-            let x = &x[from * k..][..k];
-            let w = &weights[self.ids[*pair as usize] as usize].values;
+        for (pair, id) in self.ids.iter().enumerate() {
+            let x = &x[pair / share * k..][..k];
+            let w = &weights[*id as usize].values;
             out.extend(w.chunks_exact(k).map(|w| x.iter().zip(w).fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))));
         }
         out

@@ -3,10 +3,13 @@
 //! Every kernel is alone: its inputs are rounded to the element type first, so that what is compared is its own
 //! arithmetic. Expected values are those of the crate's plain references.
 
+mod cache;
 mod compare;
 mod expert_align;
 mod expert_stream;
+mod lora;
 mod paged_decode;
+mod paged_prefill;
 mod rms_norm;
 mod rope_kv_write;
 mod route_topk;
@@ -52,13 +55,15 @@ pub struct Suite {
 
 /// Every kernel's cases.
 #[must_use]
-pub fn suites() -> [Suite; 6] {
+pub fn suites() -> [Suite; 8] {
     [
         Suite { file: "rms_norm", run: rms_norm::run },
         Suite { file: "rope_kv_write", run: rope_kv_write::run },
         Suite { file: "paged_decode", run: paged_decode::run },
+        Suite { file: "paged_prefill", run: paged_prefill::run },
         Suite { file: "route_topk", run: route_topk::run },
         Suite { file: "expert_align", run: expert_align::run },
         Suite { file: "expert_stream", run: expert_stream::run },
+        Suite { file: "lora", run: lora::run },
     ]
 }

@@ -1,10 +1,11 @@
 //! `rope_kv_write.cu` against [`crate::rope_kv_write()`].
 
+use super::cache::device_layout;
 use super::compare::{FLOATS, Tolerance, close, fetch, floats, indices, named, read_only, tensor};
 use super::{Device, Use};
 use crate::check::{fill, hash};
 use crate::device::rope_kv_write::{NO_SLOT, RopeKvWrite, rope_kv_write};
-use crate::kv::{BLOCK, KvCacheBuf, KvLayer};
+use crate::kv::{BLOCK, KvCacheBuf};
 use crate::rope::RopeTable;
 use crate::{DType, Exec, HeadLayout, ViewMut};
 
@@ -31,27 +32,6 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
         }
     }
     Ok(ran)
-}
-
-/// The CPU's cache in the device's layout `[blocks][k|v][kv_heads][16][dim]`.
-pub(super) fn device_cache(layer: &KvLayer<'_>) -> Vec<f32> {
-    let shape = layer.shape;
-    let mut out = Vec::with_capacity(shape.blocks * 2 * shape.kv_heads * BLOCK * shape.head_dim);
-    for block in 0..shape.blocks {
-        for head in 0..shape.kv_heads {
-            let keys = &layer.data[shape.key_at(block, head)..];
-            for token in 0..BLOCK {
-                out.extend((0..shape.head_dim).map(|d| keys[d * BLOCK + token]));
-            }
-        }
-        for head in 0..shape.kv_heads {
-            let values = &layer.data[shape.value_at(block, head)..];
-            for token in 0..BLOCK {
-                out.extend_from_slice(&values[token * shape.padded()..][..shape.head_dim]);
-            }
-        }
-    }
-    out
 }
 
 /// What [`RopeTable`] holds.
@@ -114,7 +94,7 @@ fn case(
         let to = (row + 1) * heads.width();
         rotated[from..to].copy_from_slice(&qkv.values[from..to]);
     }
-    let written = device_cache(&named(name, cache.layer(0))?);
+    let written = device_layout(&named(name, cache.layer(0))?);
     let expected: Vec<f32> = (0..elements)
         .map(|at| {
             let token = at / heads.dim % BLOCK;
