@@ -42,6 +42,7 @@ void cp_async_wait(int left);
 
 enum class Rmw : int { kAdd, kMax, kExchange, kCompareExchange };
 uint32_t atomic_u32(Rmw op, uint32_t* at, uint32_t value, uint32_t compare);
+uint64_t atomic_add_u64(uint64_t* at, uint64_t value);
 float atomic_add_f32(float* at, float value);
 
 /// How the emulator finds a kernel and checks what it is called with.
@@ -140,6 +141,11 @@ inline uint32_t atomicMax(uint32_t* at, uint32_t value) { return emu::atomic_u32
 inline uint32_t atomicExch(uint32_t* at, uint32_t value) { return emu::atomic_u32(emu::Rmw::kExchange, at, value, 0); }
 inline uint32_t atomicCAS(uint32_t* at, uint32_t compare, uint32_t value) {
     return emu::atomic_u32(emu::Rmw::kCompareExchange, at, value, compare);
+}
+// CUDA's 64-bit type, which is as wide as uint64_t and another one.
+using ulonglong = unsigned long long;
+inline ulonglong atomicAdd(ulonglong* at, ulonglong value) {
+    return emu::atomic_add_u64(reinterpret_cast<uint64_t*>(at), value);
 }
 inline float atomicAdd(float* at, float value) { return emu::atomic_add_f32(at, value); }
 

@@ -381,6 +381,13 @@ uint32_t atomic_u32(Rmw op, uint32_t* at, uint32_t value, uint32_t compare) {
     return before;
 }
 
+uint64_t atomic_add_u64(uint64_t* at, uint64_t value) {
+    access(at, 8, Kind::kAtomic);
+    const uint64_t before = *at;
+    *at = before + value;
+    return before;
+}
+
 float atomic_add_f32(float* at, float value) {
     access(at, 4, Kind::kAtomic);
     const float before = *at;

@@ -14,6 +14,7 @@
 //! | [`expert_align`] | `expert_align.cu` | pairs sorted by expert |
 //! | [`expert_stream`] | `expert_stream.cu` | the products of few tokens, and the weighted sum |
 //! | [`lora`] | `lora.cu` | the shrink and expand of adapters |
+//! | [`sample`] | `sample.cu` | penalties, truncation and the draw |
 
 mod launch;
 
@@ -25,6 +26,7 @@ pub mod paged_prefill;
 pub mod rms_norm;
 pub mod rope_kv_write;
 pub mod route_topk;
+pub mod sample;
 
 pub use launch::{Arg, Launch, Ptr};
 

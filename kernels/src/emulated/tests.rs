@@ -120,7 +120,11 @@ fn atomics_of_all_blocks_add_up() {
         device.upload(counters, &[0; 8]);
         let sum = device.alloc("sum", 4, Use::ReadWrite);
         device.upload(sum, &[0; 4]);
-        device.launch(&Launch::new("self_atomics", [3, 1, 1], 64, 0).ptrs(&[counters, sum])).expect("runs");
+        let wide = device.alloc("wide", 8, Use::ReadWrite);
+        device.upload(wide, &[0; 8]);
+        let launch = Launch::new("self_atomics", [3, 1, 1], 64, 0).ptrs(&[counters, sum, wide]);
+        device.launch(&launch).expect("runs");
+        assert_eq!(output(&mut device, wide, 2), [0, 192 * 2]);
         assert_eq!(output(&mut device, counters, 2), [192, 191]);
         assert_eq!(output(&mut device, sum, 1), [96.0_f32.to_bits()]);
     }

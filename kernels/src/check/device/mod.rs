@@ -13,6 +13,7 @@ mod paged_prefill;
 mod rms_norm;
 mod rope_kv_write;
 mod route_topk;
+mod sample;
 
 use crate::device::{Launch, Ptr};
 
@@ -55,7 +56,7 @@ pub struct Suite {
 
 /// Every kernel's cases.
 #[must_use]
-pub fn suites() -> [Suite; 8] {
+pub fn suites() -> [Suite; 9] {
     [
         Suite { file: "rms_norm", run: rms_norm::run },
         Suite { file: "rope_kv_write", run: rope_kv_write::run },
@@ -65,5 +66,6 @@ pub fn suites() -> [Suite; 8] {
         Suite { file: "expert_align", run: expert_align::run },
         Suite { file: "expert_stream", run: expert_stream::run },
         Suite { file: "lora", run: lora::run },
+        Suite { file: "sample", run: sample::run },
     ]
 }
