@@ -48,6 +48,7 @@ cuda-toolchain: ## the CUDA compiler, into .cuda
 
 kernels-check: ## the device kernels without a GPU: compiled, emulated, watched, with seeded faults
 	@kernels/cuda/toolchain.sh compile
+	$(CARGO) clippy --locked -p tarn-kernels --all-targets --features emulator -- -D warnings
 	$(CARGO) test --locked -p tarn-kernels --features emulator --lib emulated
 
 clean-demo: ## remove the demo lake

@@ -15,7 +15,7 @@ mod emulator {
     use std::path::{Path, PathBuf};
     use std::{env, fs};
 
-    const RUNTIME: [&str; 5] = ["fiber", "machine", "shadow", "tsan", "warp"];
+    const RUNTIME: [&str; 8] = ["fiber", "host", "machine", "memory", "shadow", "trap", "tsan", "warp"];
 
     pub(super) fn build() {
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -32,7 +32,13 @@ mod emulator {
         let base = || {
             let mut build = cc::Build::new();
             build.cpp(true).std("c++17").cargo_metadata(false).pic(true).debug(false).warnings(true);
-            build.flags(["-fvisibility=hidden", "-ffp-contract=off", "-Wno-unknown-pragmas", "-Iemu", "-Icuda"]);
+            build.flags([
+                "-fvisibility=hidden",
+                "-ffp-contract=off",
+                "-Wno-unknown-pragmas",
+                "-Iemu",
+                "-Icuda",
+            ]);
             build.out_dir(out.join(mode));
             if checked {
                 build.define("EMU_CHECKED", None);

@@ -6,7 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(EMU_UCONTEXT)
 #include <ucontext.h>
 #endif
 
@@ -21,7 +21,7 @@ Fiber::Fiber() {
     stack = static_cast<char*>(memory);
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(EMU_UCONTEXT)
 
 // Saves what the System V ABI asks a callee to keep; the rest is dead across a call.
 asm(R"(

@@ -11,6 +11,12 @@
 
 namespace emu {
 
+#ifdef EMU_CHECKED
+constexpr bool kChecked = true;
+#else
+constexpr bool kChecked = false;
+#endif
+
 /// What a buffer is to the launch that it is passed to.
 enum class Use : int { kRead, kWrite, kReadWrite, kShared };
 
@@ -102,6 +108,9 @@ struct Machine {
 extern thread_local Machine* machine;
 
 const char* name_of(Op op);
+
+/// From now on what a kernel does to be killed is its failure. The library must stay loaded.
+void catch_signals();
 
 /// One access of the current thread: bounds, and in the checked build initialisation and races.
 void access(const void* address, size_t bytes, Kind kind);

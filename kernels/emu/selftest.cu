@@ -159,3 +159,7 @@ KERNEL(32, self_misaligned, const float* in, float* out) {
     const Pack<float, 4> pack = load<4>(in + threadIdx.x + 1);
     out[threadIdx.x] = pack.at[0];
 }
+KERNEL(32, self_divides_by_zero, const int* in, int* out) { out[threadIdx.x] = 7 / (in[threadIdx.x] - 1); }
+KERNEL(32, self_far_away, const float* in, float* out) {
+    out[threadIdx.x] = in[int64_t(threadIdx.x + 1) << 44];
+}

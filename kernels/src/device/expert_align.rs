@@ -40,6 +40,10 @@ pub fn expert_align(op: &ExpertAlign) -> Result<Launch> {
     }
     Ok(Launch::new("expert_align", [1, 1, 1], WARPS * 32, WARPS * op.experts * 4)
         .ptrs(&[op.ids, op.slots, op.tokens])
-        .ints(&[int(OP, "experts a token", op.k)?, int(OP, "experts", op.base)?, int(OP, "experts", op.experts)?])
+        .ints(&[
+            int(OP, "experts a token", op.k)?,
+            int(OP, "experts", op.base)?,
+            int(OP, "experts", op.experts)?,
+        ])
         .ptrs(&[op.offsets, op.sorted_pairs]))
 }

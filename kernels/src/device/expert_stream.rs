@@ -76,7 +76,11 @@ pub fn expert_down(shape: &Experts, act: Ptr, w2: Ptr, delta: Delta, y: Ptr) -> 
     let many = ["expert_down_bf16_n4", "expert_down_f16_n4"];
     let launch = stream(OP, shape, shape.h, ["expert_down_bf16_n1", "expert_down_f16_n1"], many)?;
     let (n, k) = (int(OP, "a width", shape.h)?, int(OP, "an inner width", shape.inner)?);
-    Ok(launch.ptrs(&[act, w2, delta.values, delta.slots, shape.offsets, shape.sorted_pairs, y]).ints(&[int(OP, "experts a token", shape.ranks)?, n, k]))
+    Ok(launch.ptrs(&[act, w2, delta.values, delta.slots, shape.offsets, shape.sorted_pairs, y]).ints(&[
+        int(OP, "experts a token", shape.ranks)?,
+        n,
+        k,
+    ]))
 }
 
 /// `out [tokens, h] = Σ over ranks of weights [tokens, ranks] * y`, in the order of ranks; `tokens` is their number.
@@ -91,7 +95,11 @@ pub fn expert_combine(shape: &Experts, y: Ptr, weights: Ptr, out: Ptr, tokens: P
         (["expert_combine_bf16_odd", "expert_combine_f16_odd", "expert_combine_f32_odd"], 1)
     };
     let threads = shape.h.div_ceil(width).next_multiple_of(32).min(256);
-    let grid = [extent(OP, "a width", shape.h.div_ceil(width * threads))?, extent(OP, "tokens", shape.max_tokens)?, 1];
+    let grid = [
+        extent(OP, "a width", shape.h.div_ceil(width * threads))?,
+        extent(OP, "tokens", shape.max_tokens)?,
+        1,
+    ];
     Ok(Launch::new(by_type(OP, shape.dtype, names.map(Some))?, grid, threads, 0)
         .ptrs(&[y, weights, out, tokens])
         .ints(&[int(OP, "experts a token", shape.ranks)?, int(OP, "a width", shape.h)?]))
@@ -106,7 +114,11 @@ fn stream(
 ) -> Result<Launch> {
     for width in [shape.h, shape.inner] {
         if width == 0 || !width.is_multiple_of(8) {
-            return Err(KernelError::Unsupported { op, what: "a width that is no multiple of 8", value: width });
+            return Err(KernelError::Unsupported {
+                op,
+                what: "a width that is no multiple of 8",
+                value: width,
+            });
         }
     }
     // Where no expert can have more than one tile, the smaller pipeline leaves room for more blocks.
@@ -130,5 +142,11 @@ pub fn interleave<T: Copy>(gate: &[T], up: &[T], inner: usize, h: usize) -> Resu
         return Err(KernelError::Unsupported { op: OP, what: "an inner width", value: inner });
     }
     let panel = (HALF_PANEL * h).max(1);
-    Ok(gate.chunks_exact(panel).zip(up.chunks_exact(panel)).flat_map(|(g, u)| [g, u]).flatten().copied().collect())
+    Ok(gate
+        .chunks_exact(panel)
+        .zip(up.chunks_exact(panel))
+        .flat_map(|(g, u)| [g, u])
+        .flatten()
+        .copied()
+        .collect())
 }

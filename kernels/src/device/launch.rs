@@ -39,14 +39,7 @@ pub struct Launch {
 impl Launch {
     pub(crate) fn new(kernel: &'static str, grid: [u32; 3], threads: usize, shared: usize) -> Launch {
         let empty = Arg { word: [0; 8], bytes: 0 };
-        Launch {
-            kernel,
-            grid,
-            block: [threads as u32, 1, 1],
-            shared,
-            args: [empty; MAX_ARGS],
-            count: 0,
-        }
+        Launch { kernel, grid, block: [threads as u32, 1, 1], shared, args: [empty; MAX_ARGS], count: 0 }
     }
 
     /// The arguments, in order.

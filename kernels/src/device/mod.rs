@@ -13,6 +13,7 @@
 //! | [`route_topk`] | `route_topk.cu` | softmax, top k, renormalised |
 //! | [`expert_align`] | `expert_align.cu` | pairs sorted by expert |
 //! | [`expert_stream`] | `expert_stream.cu` | the products of few tokens, and the weighted sum |
+//! | [`expert_tiles`] | `expert_tiles.cu` | the products of many tokens |
 //! | [`lora`] | `lora.cu` | the shrink and expand of adapters |
 //! | [`sample`] | `sample.cu` | penalties, truncation and the draw |
 
@@ -20,6 +21,7 @@ mod launch;
 
 pub mod expert_align;
 pub mod expert_stream;
+pub mod expert_tiles;
 pub mod lora;
 pub mod paged_decode;
 pub mod paged_prefill;

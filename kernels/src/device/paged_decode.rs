@@ -63,11 +63,10 @@ pub fn paged_decode(op: &PagedDecode) -> Result<[Launch; 2]> {
     let stages = 2 * 2 * BLOCK * heads.dim * size;
     let results = tile * (heads.dim + 2) * 4;
     let each = stages.max(results);
-    let warps = [4, 2, 1].into_iter().find(|warps| warps * each <= SHARED_LIMIT).ok_or(KernelError::Unsupported {
-        op: OP,
-        what: "a head dimension",
-        value: heads.dim,
-    })?;
+    let warps = [4, 2, 1]
+        .into_iter()
+        .find(|warps| warps * each <= SHARED_LIMIT)
+        .ok_or(KernelError::Unsupported { op: OP, what: "a head dimension", value: heads.dim })?;
     let window = op.window.map_or(0, |window| window.min(i32::MAX as u32) as i32);
     let (dim, parts) = (int(OP, "a head dimension", heads.dim)?, int(OP, "a number of parts", op.parts)?);
     let sequences = extent(OP, "sequences", op.sequences)?;

@@ -93,7 +93,9 @@ impl Device for Emulator {
     fn alloc(&mut self, name: &str, bytes: usize, r#use: Use) -> Ptr {
         let name = CString::new(name).unwrap_or_default();
         // SAFETY: the machine lives, the name ends in a zero.
-        let at = unsafe { (self.library.calls.alloc)(self.machine.as_ptr(), name.as_ptr(), bytes, r#use as c_int) };
+        let at = unsafe {
+            (self.library.calls.alloc)(self.machine.as_ptr(), name.as_ptr(), bytes, r#use as c_int)
+        };
         self.buffers.push((at as u64, bytes));
         Ptr(at as u64)
     }
@@ -117,8 +119,8 @@ impl Device for Emulator {
         let kernel = CString::new(launch.kernel).unwrap_or_default();
         let mut error = vec![0_u8; 1024];
         // SAFETY: every pointer is to as much as its length says and outlives the call. What the kernel does with the
-        // addresses among its arguments is what the emulator checks; a stray scalar access of a faulty kernel in the
-        // plain build can end the process, and nothing but tests runs one.
+        // addresses among its arguments is what the emulator checks. The plain build does not look at scalar accesses:
+        // a faulty kernel's stray write is found in a red zone or by the processor, or is not found; only tests run it.
         let status = unsafe {
             (self.library.calls.launch)(
                 self.machine.as_ptr(),
@@ -141,7 +143,7 @@ impl Device for Emulator {
     }
 }
 
-/// The functions of a library, see the end of `kernels/emu/machine.cpp`.
+/// The functions of a library, see `kernels/emu/host.cpp`.
 #[derive(Debug, Clone, Copy)]
 struct Calls {
     new: unsafe extern "C" fn(c_int) -> *mut c_void,
@@ -179,13 +181,15 @@ unsafe extern "C" {
 
 /// Resolve everything at once; RTLD_LOCAL is 0, so that libraries with the same kernels do not meet.
 const RTLD_NOW: c_int = 2;
+/// Closing leaves it in memory: its signal handler stays installed.
+const RTLD_NODELETE: c_int = 0x1000;
 
 impl Library {
     fn open(path: &Path) -> Result<Library, String> {
         let name = CString::new(PathBuf::from(path).into_os_string().into_encoded_bytes())
             .map_err(|_| "a library's path has a zero byte".to_string())?;
         // SAFETY: the name ends in a zero. The library is our own, its initialisers only fill a list.
-        let handle = unsafe { dlopen(name.as_ptr(), RTLD_NOW) };
+        let handle = unsafe { dlopen(name.as_ptr(), RTLD_NOW | RTLD_NODELETE) };
         let handle = NonNull::new(handle).ok_or_else(last_error)?;
         let symbol = |name: &CStr| {
             // SAFETY: the handle is open, the name ends in a zero.
@@ -211,7 +215,11 @@ fn last_error() -> String {
     // SAFETY: dlerror returns null or a string that lives until the next call on this thread; it is copied at once.
     unsafe {
         let text = dlerror();
-        if text.is_null() { "unknown error".into() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
+        if text.is_null() {
+            "unknown error".into()
+        } else {
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
     }
 }
 

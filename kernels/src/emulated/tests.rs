@@ -8,7 +8,8 @@ fn emulator(mode: Mode) -> Emulator {
 fn run_all(mode: Mode, small: bool) {
     let mut device = emulator(mode);
     for suite in suites() {
-        let ran = (suite.run)(&mut device, small).unwrap_or_else(|error| panic!("{}.cu: {error}", suite.file));
+        let ran =
+            (suite.run)(&mut device, small).unwrap_or_else(|error| panic!("{}.cu: {error}", suite.file));
         assert!(ran >= 10, "{}.cu: {ran} cases", suite.file);
     }
 }
@@ -41,10 +42,18 @@ fn rounding_is_that_of_the_half_crate() {
     }
     let same = |a: f32, b: f32| a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan());
     for (at, found) in device.round(0, &values).iter().enumerate() {
-        assert!(same(*found, half::bf16::from_f32(values[at]).to_f32()), "bf16 of {:e} is {found:e}", values[at]);
+        assert!(
+            same(*found, half::bf16::from_f32(values[at]).to_f32()),
+            "bf16 of {:e} is {found:e}",
+            values[at]
+        );
     }
     for (at, found) in device.round(1, &values).iter().enumerate() {
-        assert!(same(*found, half::f16::from_f32(values[at]).to_f32()), "f16 of {:e} is {found:e}", values[at]);
+        assert!(
+            same(*found, half::f16::from_f32(values[at]).to_f32()),
+            "f16 of {:e} is {found:e}",
+            values[at]
+        );
     }
 }
 
@@ -70,7 +79,9 @@ fn votes_and_shuffles_are_cudas() {
         let to = device.alloc("out", 7 * 32 * 4, Use::Write);
         device.launch(&Launch::new("self_collectives", [1; 3], 32, 0).ptrs(&[from, to])).expect("runs");
         let found = output(&mut device, to, 7 * 32);
-        let bits = |holds: &dyn Fn(u32) -> bool| own.iter().rev().fold(0_u32, |bits, x| bits << 1 | u32::from(holds(*x)));
+        let bits = |holds: &dyn Fn(u32) -> bool| {
+            own.iter().rev().fold(0_u32, |bits, x| bits << 1 | u32::from(holds(*x)))
+        };
         for lane in 0..32 {
             assert_eq!(found[lane], bits(&|x| x > 100));
             assert_eq!(found[32 + lane], bits(&|x| x % 3 == own[lane] % 3));
@@ -94,7 +105,10 @@ fn tensor_core_products_are_plain_products() {
         // b is [8 columns, 16 k]; as rows of k it is [16, 8].
         let rows: Vec<bf16> = (0..128).map(|at| b[at % 8 * 16 + at / 8]).collect();
         let words = |values: &[bf16]| -> Vec<u32> {
-            values.chunks_exact(2).map(|pair| u32::from(pair[1].to_bits()) << 16 | u32::from(pair[0].to_bits())).collect()
+            values
+                .chunks_exact(2)
+                .map(|pair| u32::from(pair[1].to_bits()) << 16 | u32::from(pair[0].to_bits()))
+                .collect()
         };
         let [at_a, at_b, at_rows] = [&a, &b, &rows].map(|values| input(&mut device, &words(values)));
         let (c, again) = (device.alloc("c", 512, Use::Write), device.alloc("again", 512, Use::Write));
@@ -167,8 +181,14 @@ const fn wrong(
     Wrong { kernel, input, threads, blocks: 1, plainly, says }
 }
 
-const WRONG: [Wrong; 17] = [
-    wrong("self_reads_past_the_end", true, 32, false, &["thread (31, 0, 0)", "reads 4 bytes out of bounds", "`in`"]),
+const WRONG: [Wrong; 19] = [
+    wrong(
+        "self_reads_past_the_end",
+        true,
+        32,
+        false,
+        &["thread (31, 0, 0)", "reads 4 bytes out of bounds", "`in`"],
+    ),
     wrong("self_writes_past_the_end", false, 32, true, &["out of bounds", "`out`[byte 128 of 128]"]),
     wrong("self_writes_input", true, 32, false, &["`in`", "only reads"]),
     wrong("self_reads_unwritten", false, 32, false, &["thread (7, 0, 0)", "`box`", "nobody has written"]),
@@ -184,6 +204,8 @@ const WRONG: [Wrong; 17] = [
     wrong("self_reads_anothers_copy", true, 32, false, &["`box`", "race"]),
     wrong("self_copies_over_readers", true, 64, false, &["`box`", "race"]),
     wrong("self_ends_in_flight", true, 32, true, &["in flight"]),
+    wrong("self_divides_by_zero", true, 32, true, &["thread (0, 0, 0)", "divides by zero"]),
+    wrong("self_far_away", true, 32, true, &["thread (0, 0, 0)", "far from every buffer"]),
     wrong("self_misaligned", true, 32, true, &["not aligned"]),
 ];
 

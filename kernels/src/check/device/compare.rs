@@ -112,7 +112,11 @@ pub(super) fn close(what: &str, found: &[f32], expected: &[f32], tolerance: Tole
 }
 
 /// Every element equal, or which is not.
-pub(super) fn equal<T: PartialEq + std::fmt::Debug>(what: &str, found: &[T], expected: &[T]) -> Result<(), String> {
+pub(super) fn equal<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    found: &[T],
+    expected: &[T],
+) -> Result<(), String> {
     assert_eq!(found.len(), expected.len(), "{what}: a case compares equal shapes");
     match found.iter().zip(expected).position(|(found, expected)| found != expected) {
         Some(at) => Err(format!("{what}: element {at} is {:?}, expected {:?}", found[at], expected[at])),

@@ -3,21 +3,29 @@
 use super::compare::{HALVES, Tensor, Tolerance, close, fetch, indices, named, read_only, tensor};
 use super::{Device, Use};
 use crate::check::{fill, hash};
-use crate::device::Ptr;
 use crate::device::expert_stream::{Delta, Experts, expert_combine, expert_down, expert_up, interleave};
+use crate::device::{Launch, Ptr};
 use crate::pack::{self, WeightData};
 use crate::{DType, Exec, ExpertGroups, View, ViewMut, Workspace};
 
 #[derive(Debug, Clone, Copy)]
-struct Shape {
-    tokens: usize,
-    ranks: usize,
-    experts: usize,
-    h: usize,
-    inner: usize,
+pub(super) struct Shape {
+    pub(super) tokens: usize,
+    pub(super) ranks: usize,
+    pub(super) experts: usize,
+    pub(super) h: usize,
+    pub(super) inner: usize,
     /// All pairs go to the last expert.
-    one_expert: bool,
-    long: bool,
+    pub(super) one_expert: bool,
+    pub(super) long: bool,
+}
+
+type Product = fn(&Experts, Ptr, Ptr, Delta, Ptr) -> crate::Result<Launch>;
+
+/// The kernels that a case runs.
+pub(super) struct Products {
+    pub(super) up: Product,
+    pub(super) down: Product,
 }
 
 /// One token; widths below and beside a step, a panel, a block of rows; empty experts; more tokens on one expert than
@@ -38,7 +46,8 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
         for shape in SHAPES.iter().filter(|shape| !small || !shape.long) {
             for adapted in [false, true] {
                 let name = format!("expert_stream {dtype:?} {shape:?} delta {adapted}");
-                Case::new(dtype, *shape, adapted).run(device, &name)?;
+                let products = Products { up: expert_up, down: expert_down };
+                Case::new(dtype, *shape, adapted).run(device, &name, &products)?;
                 ran += 1;
             }
         }
@@ -52,7 +61,7 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
     Ok(ran)
 }
 
-struct Case {
+pub(super) struct Case {
     dtype: DType,
     shape: Shape,
     ids: Vec<u32>,
@@ -70,7 +79,7 @@ struct Case {
 }
 
 impl Case {
-    fn new(dtype: DType, shape: Shape, adapted: bool) -> Case {
+    pub(super) fn new(dtype: DType, shape: Shape, adapted: bool) -> Case {
         let Shape { tokens, ranks, experts, h, inner, .. } = shape;
         let rows = tokens * ranks;
         let ids: Vec<u32> = (0..rows as u64)
@@ -101,7 +110,9 @@ impl Case {
             up: all(inner * h, 400),
             down: all(h * inner, 700),
             deltas: adapted.then(|| (random(rows * 2 * inner, 3), random(rows * h, 4))),
-            slots: (0..tokens as u32).map(|token| if token % 3 == 1 { u32::MAX } else { token % 2 }).collect(),
+            slots: (0..tokens as u32)
+                .map(|token| if token % 3 == 1 { u32::MAX } else { token % 2 })
+                .collect(),
         }
     }
 
@@ -111,11 +122,12 @@ impl Case {
         adapted.then(|| &delta.values[pair * width..][..width])
     }
 
-    fn run(&self, device: &mut dyn Device, name: &str) -> Result<(), String> {
+    pub(super) fn run(&self, device: &mut dyn Device, name: &str, products: &Products) -> Result<(), String> {
         let Shape { tokens, ranks, experts, h, inner, .. } = self.shape;
         let rows = tokens * ranks;
         device.clear();
-        let mut offsets: Vec<u32> = (0..experts).map(|expert| self.groups.range(expert).start as u32).collect();
+        let mut offsets: Vec<u32> =
+            (0..experts).map(|expert| self.groups.range(expert).start as u32).collect();
         offsets.push(rows as u32);
         let shape = Experts {
             offsets: indices(device, "offsets", &offsets),
@@ -152,8 +164,8 @@ impl Case {
         };
         let act = device.alloc("act", rows * inner * self.dtype.size(), Use::Write);
         let y = device.alloc("y", rows * h * 4, Use::Write);
-        named(name, device.launch(&named(name, expert_up(&shape, x, w13, delta13, act))?))?;
-        named(name, device.launch(&named(name, expert_down(&shape, given, w2, delta2, y))?))?;
+        named(name, device.launch(&named(name, (products.up)(&shape, x, w13, delta13, act))?))?;
+        named(name, device.launch(&named(name, (products.down)(&shape, given, w2, delta2, y))?))?;
         self.compare_up(name, &fetch(device, act, self.dtype, rows * inner))?;
         self.compare_down(name, &fetch(device, y, DType::F32, rows * h))
     }
@@ -171,7 +183,8 @@ impl Case {
                 let mut ws = named(name, Workspace::new(pairs, h))?;
                 named(name, crate::gated_up(&Exec::Reference, &mut ws, x, &w13, &self.groups, out))?;
                 for (row, pair) in self.sorted.iter().enumerate() {
-                    expected[*pair as usize * inner..][..inner].copy_from_slice(&sorted[row * inner..][..inner]);
+                    expected[*pair as usize * inner..][..inner]
+                        .copy_from_slice(&sorted[row * inner..][..inner]);
                 }
             }
             Some((delta, _)) => {
@@ -190,7 +203,12 @@ impl Case {
         }
         // A product of two sums of h terms of a third each.
         let size = (h as f32 / 9.0).sqrt();
-        close(&format!("{name}: up"), found, &expected, Tolerance::of(self.dtype, h, 3.0 * size * (1.0 + size)))
+        close(
+            &format!("{name}: up"),
+            found,
+            &expected,
+            Tolerance::of(self.dtype, h, 3.0 * size * (1.0 + size)),
+        )
     }
 
     fn compare_down(&self, name: &str, found: &[f32]) -> Result<(), String> {
@@ -210,7 +228,9 @@ impl Case {
         for (pair, id) in self.ids.iter().enumerate() {
             let x = &x[pair / share * k..][..k];
             let w = &weights[*id as usize].values;
-            out.extend(w.chunks_exact(k).map(|w| x.iter().zip(w).fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))));
+            out.extend(
+                w.chunks_exact(k).map(|w| x.iter().zip(w).fold(0.0_f32, |sum, (x, w)| x.mul_add(*w, sum))),
+            );
         }
         out
     }
@@ -220,7 +240,13 @@ fn data(all: &[Tensor]) -> Vec<WeightData<'_>> {
     all.iter().map(|tensor| WeightData::F32(&tensor.values)).collect()
 }
 
-fn combine(device: &mut dyn Device, dtype: DType, tokens: usize, ranks: usize, n: usize) -> Result<(), String> {
+fn combine(
+    device: &mut dyn Device,
+    dtype: DType,
+    tokens: usize,
+    ranks: usize,
+    n: usize,
+) -> Result<(), String> {
     let name = &format!("expert_combine {dtype:?} {tokens} tokens of {ranks} ranks, {n} wide");
     device.clear();
     let (y, weights) = (fill(tokens * ranks * n, 1), fill(tokens * ranks, 2));

@@ -7,6 +7,7 @@ mod cache;
 mod compare;
 mod expert_align;
 mod expert_stream;
+mod expert_tiles;
 mod lora;
 mod paged_decode;
 mod paged_prefill;
@@ -56,7 +57,7 @@ pub struct Suite {
 
 /// Every kernel's cases.
 #[must_use]
-pub fn suites() -> [Suite; 9] {
+pub fn suites() -> [Suite; 10] {
     [
         Suite { file: "rms_norm", run: rms_norm::run },
         Suite { file: "rope_kv_write", run: rope_kv_write::run },
@@ -65,6 +66,7 @@ pub fn suites() -> [Suite; 9] {
         Suite { file: "route_topk", run: route_topk::run },
         Suite { file: "expert_align", run: expert_align::run },
         Suite { file: "expert_stream", run: expert_stream::run },
+        Suite { file: "expert_tiles", run: expert_tiles::run },
         Suite { file: "lora", run: lora::run },
         Suite { file: "sample", run: sample::run },
     ]

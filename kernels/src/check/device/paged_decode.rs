@@ -87,7 +87,10 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Res
         let table_start = (sequence * op.table_width) as u32;
         let span = SeqSpan { query_start: 0, query_len: 1, context_len: *context, table_start };
         let out = named(name, ViewMut::new(&mut expected[sequence * width..][..width], 1, width))?;
-        named(name, crate::paged_attention(&exec, query, heads, layer, &[span], &tables, scale, shape.window, out))?;
+        named(
+            name,
+            crate::paged_attention(&exec, query, heads, layer, &[span], &tables, scale, shape.window, out),
+        )?;
     }
     // Scores are sums of `dim` products and enter an exponential; values are averaged.
     let found = fetch(device, op.out, dtype, expected.len());

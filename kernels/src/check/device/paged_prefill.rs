@@ -87,7 +87,10 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Res
     let layer = named(name, cache.for_reference())?;
     let spans: Vec<SeqSpan> = spans.into_iter().filter(|span| span.query_len > 0).collect();
     let exec = Exec::Reference;
-    named(name, crate::paged_attention(&exec, query, heads, layer, &spans, &tables, scale, shape.window, out))?;
+    named(
+        name,
+        crate::paged_attention(&exec, query, heads, layer, &spans, &tables, scale, shape.window, out),
+    )?;
     // Probabilities are rounded to the element type before they are multiplied with values of at most 1.
     let tolerance = Tolerance::of(dtype, heads.dim + 64, 1.0).and(unit(dtype));
     close(name, &fetch(device, op.out, dtype, expected.len()), &expected, tolerance)

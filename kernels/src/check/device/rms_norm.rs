@@ -3,8 +3,8 @@
 use super::compare::{FLOATS, Tolerance, close, equal, fetch, indices, named, read_only, tensor};
 use super::{Device, Use};
 use crate::check::fill;
-use crate::device::rms_norm::{RmsNorm, rms_norm};
 use crate::device::Ptr;
+use crate::device::rms_norm::{RmsNorm, rms_norm};
 use crate::{DType, Exec, View, ViewMut};
 
 /// Rows (of which the last pads), width. Widths: one, odd, a thread's one pack, several packs, more than one a thread.

@@ -57,9 +57,11 @@ fn case(
     let frequencies: Vec<f32> = fill(half, 5).iter().map(|x| x.abs()).collect();
     let table = named(name, RopeTable::new(&frequencies, 1.0, positions_in_table))?;
     let qkv = tensor(dtype, &fill(rows * heads.width(), 1));
-    let positions: Vec<u32> = (0..rows as u64).map(|row| (hash(row, 8) % positions_in_table as u64) as u32).collect();
+    let positions: Vec<u32> =
+        (0..rows as u64).map(|row| (hash(row, 8) % positions_in_table as u64) as u32).collect();
     // Distinct slots all over the blocks; the third row is padding.
-    let slots: Vec<u32> = (0..rows as u32).map(|row| if row == 2 { NO_SLOT } else { row * 37 % 64 }).collect();
+    let slots: Vec<u32> =
+        (0..rows as u32).map(|row| if row == 2 { NO_SLOT } else { row * 37 % 64 }).collect();
     let elements = blocks * 2 * heads.kv * BLOCK * heads.dim;
     let before = tensor(dtype, &fill(elements, 6));
     let kv = device.alloc("kv", elements * dtype.size(), Use::ReadWrite);
@@ -68,7 +70,11 @@ fn case(
     device.upload(at, &qkv.bytes);
     let op = RopeKvWrite {
         qkv: at,
-        table: read_only(device, "table", &tensor(DType::F32, &angles(&frequencies, positions_in_table)).bytes),
+        table: read_only(
+            device,
+            "table",
+            &tensor(DType::F32, &angles(&frequencies, positions_in_table)).bytes,
+        ),
         positions: indices(device, "positions", &positions),
         slots: indices(device, "slots", &slots),
         kv,

@@ -1,6 +1,8 @@
 //! `route_topk.cu` against [`crate::route_topk()`].
 
-use super::compare::{FLOATS, Tolerance, close, equal, fetch, fetch_indices, indices, named, read_only, tensor};
+use super::compare::{
+    FLOATS, Tolerance, close, equal, fetch, fetch_indices, indices, named, read_only, tensor,
+};
 use super::{Device, Use};
 use crate::check::fill;
 use crate::device::route_topk::{RouteTopk, route_topk};
@@ -19,7 +21,9 @@ pub(super) fn run(device: &mut dyn Device, _small: bool) -> Result<usize, String
                 // In steps of a half, so that many are equal and the lower index must win.
                 let coarse: Vec<f32> = logits.iter().map(|x| (x * 2.0).round() / 2.0).collect();
                 for (kind, logits) in [("spread", logits), ("with ties", coarse)] {
-                    let name = format!("route_topk {dtype:?} [{rows}, {experts}] k {k} {kind}, renormalize {renormalize}");
+                    let name = format!(
+                        "route_topk {dtype:?} [{rows}, {experts}] k {k} {kind}, renormalize {renormalize}"
+                    );
                     case(device, &name, dtype, &logits, [rows, experts, k], renormalize)?;
                     ran += 1;
                 }
