@@ -143,26 +143,33 @@ impl Device for Emulator {
     }
 }
 
+type New = unsafe extern "C" fn(c_int) -> *mut c_void;
+type Delete = unsafe extern "C" fn(*mut c_void);
+type Alloc = unsafe extern "C" fn(*mut c_void, *const c_char, usize, c_int) -> *mut c_void;
+type Run = unsafe extern "C" fn(
+    *mut c_void,
+    *const c_char,
+    *const u32,
+    *const u32,
+    usize,
+    *mut *mut c_void,
+    *const u32,
+    c_int,
+    *mut c_char,
+    usize,
+) -> c_int;
+#[cfg(test)]
+type Round = unsafe extern "C" fn(c_int, *const f32, *mut f32, usize);
+
 /// The functions of a library, see `kernels/emu/host.cpp`.
 #[derive(Debug, Clone, Copy)]
 struct Calls {
-    new: unsafe extern "C" fn(c_int) -> *mut c_void,
-    delete: unsafe extern "C" fn(*mut c_void),
-    alloc: unsafe extern "C" fn(*mut c_void, *const c_char, usize, c_int) -> *mut c_void,
-    launch: unsafe extern "C" fn(
-        *mut c_void,
-        *const c_char,
-        *const u32,
-        *const u32,
-        usize,
-        *mut *mut c_void,
-        *const u32,
-        c_int,
-        *mut c_char,
-        usize,
-    ) -> c_int,
+    new: New,
+    delete: Delete,
+    alloc: Alloc,
+    launch: Run,
     #[cfg(test)]
-    round: unsafe extern "C" fn(c_int, *const f32, *mut f32, usize),
+    round: Round,
 }
 
 /// A loaded library; closed when dropped, after what it made.
@@ -199,12 +206,12 @@ impl Library {
         // this signature; they stay valid until `dlclose`, which `drop` calls last.
         let calls = unsafe {
             Calls {
-                new: std::mem::transmute::<NonNull<c_void>, _>(symbol(c"emu_new")?),
-                delete: std::mem::transmute::<NonNull<c_void>, _>(symbol(c"emu_delete")?),
-                alloc: std::mem::transmute::<NonNull<c_void>, _>(symbol(c"emu_alloc")?),
-                launch: std::mem::transmute::<NonNull<c_void>, _>(symbol(c"emu_launch")?),
+                new: std::mem::transmute::<NonNull<c_void>, New>(symbol(c"emu_new")?),
+                delete: std::mem::transmute::<NonNull<c_void>, Delete>(symbol(c"emu_delete")?),
+                alloc: std::mem::transmute::<NonNull<c_void>, Alloc>(symbol(c"emu_alloc")?),
+                launch: std::mem::transmute::<NonNull<c_void>, Run>(symbol(c"emu_launch")?),
                 #[cfg(test)]
-                round: std::mem::transmute::<NonNull<c_void>, _>(symbol(c"emu_round")?),
+                round: std::mem::transmute::<NonNull<c_void>, Round>(symbol(c"emu_round")?),
             }
         };
         Ok(Library { handle, calls })
