@@ -208,7 +208,6 @@ __device__ __forceinline__ Prefix prefix_of(const Row& row, u64 goal, bool by_co
     uint32_t key = 0;
     // Larger keys are likelier: digits are counted from the top.
     for (int shift = 24; shift >= 0; shift -= 8) {
-        __syncthreads();  // the digits of the step before are read
         if (thread < 256) {
             row.digit_sums[thread] = 0;
             row.digit_counts[thread] = 0;

@@ -20,7 +20,7 @@ const PLAIN: Sampling = Sampling {
 };
 
 /// Each truncation alone and together, tight and loose; temperatures from greedy to flat.
-const KINDS: [Sampling; 12] = [
+const KINDS: [Sampling; 13] = [
     Sampling { temperature: 0.0, ..PLAIN },
     PLAIN,
     Sampling { temperature: 0.4, ..PLAIN },
@@ -30,13 +30,11 @@ const KINDS: [Sampling; 12] = [
     Sampling { top_p: 0.5, ..PLAIN },
     Sampling { top_p: 1e-6, ..PLAIN },
     Sampling { min_p: 0.1, ..PLAIN },
+    Sampling { temperature: 4.0, top_k: 3, min_p: 0.001, ..PLAIN },
     Sampling { temperature: 0.8, top_k: 40, top_p: 0.9, ..PLAIN },
     Sampling { temperature: 1.5, top_p: 0.95, min_p: 0.02, ..PLAIN },
     Sampling { temperature: 0.7, top_k: 100_000, top_p: 0.99, min_p: 0.001, ..PLAIN },
 ];
-
-/// Draws of each kind.
-const DRAWS: usize = 4;
 
 pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
     let mut ran = 0;
@@ -45,7 +43,7 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
             continue;
         }
         for ties in [false, true] {
-            draws(device, vocab, ties)?;
+            draws(device, vocab, ties, if small { 2 } else { 6 })?;
             ran += KINDS.len();
         }
     }
@@ -125,10 +123,10 @@ fn launch(device: &mut dyn Device, name: &str, logits: &[f32], how: &[Sampling])
     Ok(fetch_indices(device, op.ids, how.len()))
 }
 
-fn draws(device: &mut dyn Device, vocab: usize, ties: bool) -> Result<(), String> {
+fn draws(device: &mut dyn Device, vocab: usize, ties: bool, each: usize) -> Result<(), String> {
     let name = format!("sample of {vocab} tokens, ties {ties}");
-    let how: Vec<Sampling> = (0..KINDS.len() * DRAWS)
-        .map(|at| Sampling { seed: at as u64 / 7, position: hash(at as u64, 2), ..KINDS[at / DRAWS] })
+    let how: Vec<Sampling> = (0..KINDS.len() * each)
+        .map(|at| Sampling { seed: at as u64 / 7, position: hash(at as u64, 2), ..KINDS[at / each] })
         .collect();
     let logits: Vec<f32> = fill(how.len() * vocab, vocab as u64)
         .into_iter()
