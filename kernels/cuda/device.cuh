@@ -15,6 +15,9 @@ using f16 = __half;
 
 // An entry with its largest block.
 #define KERNEL(max_threads, name, ...) extern "C" __global__ void __launch_bounds__(max_threads) name(__VA_ARGS__)
+// The same where shared memory allows `blocks` a multiprocessor at most: registers are then not saved for more.
+#define KERNEL_FOR(max_threads, blocks, name, ...) \
+    extern "C" __global__ void __launch_bounds__(max_threads, blocks) name(__VA_ARGS__)
 // Shared memory of a size that the compiler knows; 16-byte aligned.
 #define SHARED(type, name, elements) __shared__ __align__(16) type name[elements]
 // Shared memory of the launch's size.

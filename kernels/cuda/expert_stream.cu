@@ -120,12 +120,12 @@ __device__ __forceinline__ void expert_combine(const float* __restrict__ y,     
 }
 
 #define EXPERT_UP(name, T, N)                                                                                      \
-    KERNEL(kThreads, name, const T* x, const T* w13, const T* delta, const uint32_t* slots,                        \
+    KERNEL_FOR(kThreads, 2, name, const T* x, const T* w13, const T* delta, const uint32_t* slots,                        \
            const uint32_t* offsets, const uint32_t* sorted_pairs, T* act, int ranks, int inner, int k) {           \
         expert_up<T, N>(x, w13, delta, slots, offsets, sorted_pairs, act, ranks, inner, k);                        \
     }
 #define EXPERT_DOWN(name, T, N)                                                                                    \
-    KERNEL(kThreads, name, const T* act, const T* w2, const T* delta, const uint32_t* slots,                       \
+    KERNEL_FOR(kThreads, 2, name, const T* act, const T* w2, const T* delta, const uint32_t* slots,                       \
            const uint32_t* offsets, const uint32_t* sorted_pairs, float* y, int ranks, int n, int k) {             \
         expert_down<T, N>(act, w2, delta, slots, offsets, sorted_pairs, y, ranks, n, k);                           \
     }

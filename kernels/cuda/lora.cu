@@ -119,12 +119,12 @@ __device__ __forceinline__ void lora_expand(const float* __restrict__ v,  // [pa
 }
 
 #define LORA_SHRINK(name, T, N)                                                                                       \
-    KERNEL(kThreads, name, const T* x, const T* a, const uint32_t* offsets, const uint32_t* sorted_pairs, float* v,   \
+    KERNEL_FOR(kThreads, 2, name, const T* x, const T* a, const uint32_t* offsets, const uint32_t* sorted_pairs, float* v,   \
            int max_pairs, int ranks, int rank, int k) {                                                               \
         lora_shrink<T, N>(x, a, offsets, sorted_pairs, v, max_pairs, ranks, rank, k);                                 \
     }
 #define LORA_EXPAND(name, T, N)                                                                                       \
-    KERNEL(kThreads, name, const float* v, const T* b, const float* scales, const uint32_t* offsets,                  \
+    KERNEL_FOR(kThreads, 2, name, const float* v, const T* b, const float* scales, const uint32_t* offsets,                  \
            const uint32_t* sorted_pairs, T* out, int parts, int max_pairs, int experts, int n, int rank, int add) {   \
         lora_expand<T, N>(v, b, scales, offsets, sorted_pairs, out, parts, max_pairs, experts, n, rank, add);         \
     }

@@ -154,6 +154,8 @@ inline float atomicAdd(float* at, float value) { return emu::atomic_add_f32(at, 
     static emu::Entry entry_of_##name(#name, max_threads, &name);      \
     extern "C" void name(__VA_ARGS__)
 
+#define KERNEL_FOR(max_threads, blocks, name, ...) KERNEL(max_threads, name, __VA_ARGS__)
+
 #define SHARED(type, name, elements)                                                             \
     static const char shared_##name = 0;                                                         \
     type* const name = static_cast<type*>(emu::static_shared(&shared_##name, #name, sizeof(type) * (elements)))
