@@ -21,6 +21,8 @@ mod emulator {
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
         println!("cargo::rerun-if-changed=cuda");
         println!("cargo::rerun-if-changed=emu");
+        println!("cargo::rerun-if-env-changed=CXX");
+        println!("cargo::rerun-if-env-changed=CXXFLAGS");
         println!("cargo::rustc-env=TARN_EMULATOR={}", out.display());
         for mode in ["plain", "checked"] {
             library(&out, mode);
