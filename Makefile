@@ -10,7 +10,7 @@ export TARN_MODELS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tarn/models
 export CARGO_TARGET_DIR := $(TARN_TARGET)
 CARGO ?= cargo
 
-.PHONY: help run test setup fmt lint unit doc build bench clean-demo
+.PHONY: help run test setup fmt lint unit doc build bench clean-demo cuda-toolchain kernels-check
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -42,6 +42,14 @@ doc:
 
 bench: build ## the figures of docs/BENCHMARKS.md that need no peer
 	$(CARGO) bench --locked -p tarn-kernels
+
+cuda-toolchain: ## the CUDA compiler, into .cuda
+	@kernels/cuda/toolchain.sh install
+
+kernels-check: ## the device kernels without a GPU: compiled, emulated, watched, with seeded faults
+	@kernels/cuda/toolchain.sh compile
+	$(CARGO) clippy --locked -p tarn-kernels --all-targets --features emulator -- -D warnings
+	$(CARGO) test --locked -p tarn-kernels --features emulator --lib emulated
 
 clean-demo: ## remove the demo lake
 	rm -rf .tarn

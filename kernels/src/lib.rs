@@ -9,6 +9,7 @@
 //! | [`mod@matmul`], [`expert_mlp`] | dense and grouped products |
 //! | [`lora`] | what adapters add to products |
 //! | [`kv`], [`mod@paged_attention`], [`mod@encoder_attention`] | the KV cache and attention over it |
+//! | [`device`] | what the kernels of `cuda/` are launched with |
 //! | the rest | one op a file |
 //!
 //! Every op takes an [`Exec`] first, checks shapes and index ranges, and never allocates, synchronises or reads
@@ -22,10 +23,13 @@
 
 pub mod blocks;
 pub mod buf;
-#[cfg(test)]
-mod check;
+#[cfg(any(test, feature = "emulator"))]
+pub mod check;
 mod cpu;
+pub mod device;
 pub mod embed_rows;
+#[cfg(feature = "emulator")]
+pub mod emulated;
 pub mod encoder_attention;
 pub mod error;
 pub mod exec;

@@ -1,7 +1,14 @@
-//! Inputs that tests share: seeded, without a dependency.
+//! Inputs that tests share, seeded, without a dependency; and the cases of the device kernels.
 
+#[cfg(test)]
 use crate::blocks::BlockFormat;
+#[cfg(test)]
 use crate::cpu::Level;
+
+#[cfg(feature = "emulator")]
+mod device;
+#[cfg(feature = "emulator")]
+pub use device::{Device, Suite, Use, suites};
 
 /// `len` values in -1..1 from a counter hash.
 pub(crate) fn fill(len: usize, seed: u64) -> Vec<f32> {
@@ -17,6 +24,7 @@ pub(crate) fn hash(at: u64, seed: u64) -> u64 {
 }
 
 /// `blocks` blocks of random codes with scales of a sensible size.
+#[cfg(test)]
 pub(crate) fn random_blocks(format: BlockFormat, blocks: usize, seed: u64) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..(blocks * format.bytes()) as u64).map(|at| hash(at, seed) as u8).collect();
     for (at, block) in bytes.chunks_exact_mut(format.bytes()).enumerate() {
@@ -35,6 +43,7 @@ pub(crate) fn random_blocks(format: BlockFormat, blocks: usize, seed: u64) -> Ve
 }
 
 /// The instruction sets that this machine has.
+#[cfg(test)]
 pub(crate) fn levels() -> Vec<Level> {
     match crate::cpu::level() {
         Level::Avx512 => vec![Level::Avx512, Level::Avx2, Level::Portable],

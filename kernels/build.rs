@@ -1,0 +1,93 @@
+//! With the feature `emulator`: compiles the device kernels and the emulator for the host, twice.
+//!
+//! A library per mode goes to `OUT_DIR`: `plain.so` compares values, `checked.so` also sees every access to memory
+//! (the compiler's `-fsanitize=thread` calls, which `kernels/emu/tsan.cpp` answers; the sanitizer's library is not
+//! linked). What compiled them is left beside them, so that the tests can compile a kernel with a fault in it.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "emulator")]
+    emulator::build();
+}
+
+#[cfg(feature = "emulator")]
+mod emulator {
+    use std::path::{Path, PathBuf};
+    use std::{env, fs};
+
+    const RUNTIME: [&str; 8] = ["fiber", "host", "machine", "memory", "shadow", "trap", "tsan", "warp"];
+
+    pub(super) fn build() {
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+        println!("cargo::rerun-if-changed=cuda");
+        println!("cargo::rerun-if-changed=emu");
+        println!("cargo::rerun-if-env-changed=CXX");
+        println!("cargo::rerun-if-env-changed=CXXFLAGS");
+        println!("cargo::rustc-env=TARN_EMULATOR={}", out.display());
+        for mode in ["plain", "checked"] {
+            library(&out, mode);
+        }
+    }
+
+    fn library(out: &Path, mode: &str) {
+        let checked = mode == "checked";
+        let base = || {
+            let mut build = cc::Build::new();
+            build.cpp(true).std("c++17").cargo_metadata(false).pic(true).debug(false).warnings(true);
+            build.flags([
+                "-fvisibility=hidden",
+                "-ffp-contract=off",
+                "-Wno-unknown-pragmas",
+                "-Iemu",
+                "-Icuda",
+            ]);
+            build.out_dir(out.join(mode));
+            if checked {
+                build.define("EMU_CHECKED", None);
+            }
+            build
+        };
+        let mut runtime = base();
+        runtime.opt_level(2).files(RUNTIME.map(|name| format!("emu/{name}.cpp")));
+        let mut objects = runtime.compile_intermediates();
+        fs::write(out.join(format!("{mode}.runtime")), lines(&objects)).expect("writes to OUT_DIR");
+
+        let mut kernels = base();
+        // Lightly optimised where accesses are watched: an access that the compiler removes is not seen.
+        kernels.opt_level(if checked { 1 } else { 2 }).define("TARN_EMULATED", None).flags(["-x", "c++"]);
+        if checked {
+            kernels.flag("-fsanitize=thread");
+        }
+        kernels.files(sources("cuda")).files(sources("emu"));
+        let tool = kernels.get_compiler();
+        let command: Vec<PathBuf> =
+            std::iter::once(tool.path().into()).chain(tool.args().iter().map(PathBuf::from)).collect();
+        fs::write(out.join(format!("{mode}.command")), lines(&command)).expect("writes to OUT_DIR");
+        objects.extend(kernels.compile_intermediates());
+        link(tool.path(), &objects, &out.join(format!("{mode}.so")));
+    }
+
+    fn link(compiler: &Path, objects: &[PathBuf], library: &Path) {
+        let status = std::process::Command::new(compiler)
+            .args(["-shared", "-o"])
+            .arg(library)
+            .args(objects)
+            .status()
+            .expect("the C++ compiler starts");
+        assert!(status.success(), "linking {} failed", library.display());
+    }
+
+    fn sources(folder: &str) -> Vec<PathBuf> {
+        let mut found: Vec<PathBuf> = fs::read_dir(folder)
+            .expect("the folder exists")
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
+            .collect();
+        found.sort();
+        found
+    }
+
+    fn lines(paths: &[PathBuf]) -> String {
+        paths.iter().map(|path| format!("{}\n", path.display())).collect()
+    }
+}

@@ -1,0 +1,238 @@
+//! A device that runs kernels on the host: what `kernels/emu` compiles to, behind a safe wrapper.
+//!
+//! [`Mode::Plain`] is for values. [`Mode::Checked`] also watches every access: out of bounds, never written, in a race,
+//! before its asynchronous copy was waited for. Both find misaligned accesses, divergent barriers, lanes that a mask
+//! names and that never come, and what was written past the end of a buffer. See docs/GPU.md.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+
+use crate::check::{Device, Use};
+use crate::device::{Launch, Ptr};
+
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod tests;
+
+/// Which of the two builds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Values only; threads in the order of their numbers.
+    Plain,
+    /// Values only; blocks and threads in reverse order, which brings missing barriers to light.
+    Reversed,
+    /// Every access watched.
+    Checked,
+}
+
+impl Mode {
+    fn build(self) -> &'static str {
+        if self == Mode::Checked { "checked" } else { "plain" }
+    }
+}
+
+/// Where the build script left the libraries.
+fn built() -> &'static Path {
+    Path::new(env!("TARN_EMULATOR"))
+}
+
+/// Device memory and the kernels of one library.
+#[derive(Debug)]
+pub struct Emulator {
+    library: Library,
+    machine: NonNull<c_void>,
+    mode: Mode,
+    buffers: Vec<(u64, usize)>,
+}
+
+impl Emulator {
+    /// All kernels, in `mode`.
+    ///
+    /// # Errors
+    /// What the dynamic linker says.
+    pub fn new(mode: Mode) -> Result<Emulator, String> {
+        Emulator::open(&built().join(format!("{}.so", mode.build())), mode)
+    }
+
+    fn open(library: &Path, mode: Mode) -> Result<Emulator, String> {
+        let library = Library::open(library)?;
+        // SAFETY: `new` has no preconditions.
+        let machine = unsafe { (library.calls.new)(c_int::from(mode == Mode::Reversed)) };
+        let machine = NonNull::new(machine).ok_or("the emulator has no memory")?;
+        Ok(Emulator { library, machine, mode, buffers: Vec::new() })
+    }
+
+    #[cfg(test)]
+    fn round(&self, kind: c_int, values: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; values.len()];
+        // SAFETY: both slices have the length given.
+        unsafe { (self.library.calls.round)(kind, values.as_ptr(), out.as_mut_ptr(), values.len()) };
+        out
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        // SAFETY: `machine` came from this library's `new`, which is still loaded, and is deleted once.
+        unsafe { (self.library.calls.delete)(self.machine.as_ptr()) };
+    }
+}
+
+impl Device for Emulator {
+    fn clear(&mut self) {
+        self.buffers.clear();
+        // SAFETY: as in `drop`; the new machine takes the old one's place before anything uses it.
+        unsafe { (self.library.calls.delete)(self.machine.as_ptr()) };
+        // SAFETY: `new` has no preconditions.
+        let machine = unsafe { (self.library.calls.new)(c_int::from(self.mode == Mode::Reversed)) };
+        self.machine = NonNull::new(machine).expect("the emulator has no memory");
+    }
+
+    fn alloc(&mut self, name: &str, bytes: usize, r#use: Use) -> Ptr {
+        let name = CString::new(name).unwrap_or_default();
+        // SAFETY: the machine lives, the name ends in a zero.
+        let at = unsafe {
+            (self.library.calls.alloc)(self.machine.as_ptr(), name.as_ptr(), bytes, r#use as c_int)
+        };
+        self.buffers.push((at as u64, bytes));
+        Ptr(at as u64)
+    }
+
+    fn upload(&mut self, to: Ptr, bytes: &[u8]) {
+        assert!(self.buffers.contains(&(to.0, bytes.len())), "an upload fills its buffer");
+        // SAFETY: the buffer is this machine's and has exactly these bytes (asserted); nothing else refers to it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+    }
+
+    fn download(&mut self, from: Ptr, bytes: &mut [u8]) {
+        assert!(self.buffers.contains(&(from.0, bytes.len())), "a download empties its buffer");
+        // SAFETY: as in `upload`; every byte of a buffer was set when it was made.
+        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<(), String> {
+        let mut words: Vec<[u8; 8]> = launch.args().iter().map(|arg| arg.word).collect();
+        let sizes: Vec<u32> = launch.args().iter().map(|arg| arg.bytes).collect();
+        let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| word.as_mut_ptr().cast()).collect();
+        let kernel = CString::new(launch.kernel).unwrap_or_default();
+        let mut error = vec![0_u8; 1024];
+        // SAFETY: every pointer is to as much as its length says and outlives the call. What the kernel does with the
+        // addresses among its arguments is what the emulator checks. The plain build does not look at scalar accesses:
+        // a faulty kernel's stray write is found in a red zone or by the processor, or is not found; only tests run it.
+        let status = unsafe {
+            (self.library.calls.launch)(
+                self.machine.as_ptr(),
+                kernel.as_ptr(),
+                launch.grid.as_ptr(),
+                launch.block.as_ptr(),
+                launch.shared,
+                pointers.as_mut_ptr(),
+                sizes.as_ptr(),
+                sizes.len() as c_int,
+                error.as_mut_ptr().cast(),
+                error.len(),
+            )
+        };
+        if status == 0 {
+            return Ok(());
+        }
+        let text = CStr::from_bytes_until_nul(&error).map_or_else(|_| "?".into(), CStr::to_string_lossy);
+        Err(text.into_owned())
+    }
+}
+
+type New = unsafe extern "C" fn(c_int) -> *mut c_void;
+type Delete = unsafe extern "C" fn(*mut c_void);
+type Alloc = unsafe extern "C" fn(*mut c_void, *const c_char, usize, c_int) -> *mut c_void;
+type Run = unsafe extern "C" fn(
+    *mut c_void,
+    *const c_char,
+    *const u32,
+    *const u32,
+    usize,
+    *mut *mut c_void,
+    *const u32,
+    c_int,
+    *mut c_char,
+    usize,
+) -> c_int;
+#[cfg(test)]
+type Round = unsafe extern "C" fn(c_int, *const f32, *mut f32, usize);
+
+/// The functions of a library, see `kernels/emu/host.cpp`.
+#[derive(Debug, Clone, Copy)]
+struct Calls {
+    new: New,
+    delete: Delete,
+    alloc: Alloc,
+    launch: Run,
+    #[cfg(test)]
+    round: Round,
+}
+
+/// A loaded library; closed when dropped, after what it made.
+#[derive(Debug)]
+struct Library {
+    handle: NonNull<c_void>,
+    calls: Calls,
+}
+
+unsafe extern "C" {
+    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+    fn dlclose(handle: *mut c_void) -> c_int;
+    fn dlerror() -> *const c_char;
+}
+
+/// Resolve everything at once; RTLD_LOCAL is 0, so that libraries with the same kernels do not meet.
+const RTLD_NOW: c_int = 2;
+/// Closing leaves it in memory: its signal handler stays installed.
+const RTLD_NODELETE: c_int = 0x1000;
+
+impl Library {
+    fn open(path: &Path) -> Result<Library, String> {
+        let name = CString::new(PathBuf::from(path).into_os_string().into_encoded_bytes())
+            .map_err(|_| "a library's path has a zero byte".to_string())?;
+        // SAFETY: the name ends in a zero. The library is our own, its initialisers only fill a list.
+        let handle = unsafe { dlopen(name.as_ptr(), RTLD_NOW | RTLD_NODELETE) };
+        let handle = NonNull::new(handle).ok_or_else(last_error)?;
+        let symbol = |name: &CStr| {
+            // SAFETY: the handle is open, the name ends in a zero.
+            NonNull::new(unsafe { dlsym(handle.as_ptr(), name.as_ptr()) }).ok_or_else(last_error)
+        };
+        // SAFETY: the library is built with this crate from kernels/emu, where each of these functions has exactly
+        // this signature; they stay valid until `dlclose`, which `drop` calls last.
+        let calls = unsafe {
+            Calls {
+                new: std::mem::transmute::<NonNull<c_void>, New>(symbol(c"emu_new")?),
+                delete: std::mem::transmute::<NonNull<c_void>, Delete>(symbol(c"emu_delete")?),
+                alloc: std::mem::transmute::<NonNull<c_void>, Alloc>(symbol(c"emu_alloc")?),
+                launch: std::mem::transmute::<NonNull<c_void>, Run>(symbol(c"emu_launch")?),
+                #[cfg(test)]
+                round: std::mem::transmute::<NonNull<c_void>, Round>(symbol(c"emu_round")?),
+            }
+        };
+        Ok(Library { handle, calls })
+    }
+}
+
+fn last_error() -> String {
+    // SAFETY: dlerror returns null or a string that lives until the next call on this thread; it is copied at once.
+    unsafe {
+        let text = dlerror();
+        if text.is_null() {
+            "unknown error".into()
+        } else {
+            CStr::from_ptr(text).to_string_lossy().into_owned()
+        }
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        // SAFETY: the handle is open and closed once; `Emulator` drops its machine before its library.
+        unsafe { dlclose(self.handle.as_ptr()) };
+    }
+}
