@@ -10,7 +10,7 @@ export TARN_MODELS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tarn/models
 export CARGO_TARGET_DIR := $(TARN_TARGET)
 CARGO ?= cargo
 
-.PHONY: help run test setup fmt lint unit doc build bench clean-demo cuda-toolchain kernels-check
+.PHONY: help run test setup fmt lint unit kernels doc build bench clean-demo cuda-toolchain kernels-check
 
 help: ## say what each target does
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -19,7 +19,7 @@ run: setup build ## the main job: documents in, cited answers out, server left u
 	@models/fetch_demo.sh
 	@tests/demo/run.sh "$(TARN_TARGET)/release/tarn"
 
-test: setup fmt lint unit doc ## everything that must pass before a change lands
+test: setup fmt lint unit kernels doc ## everything that must pass before a change lands
 
 setup:
 	@.ci/setup
@@ -36,6 +36,9 @@ lint:
 unit:
 	$(CARGO) nextest run --locked --workspace
 	$(CARGO) test --locked --workspace --doc --quiet
+
+kernels:
+	$(CARGO) test --locked -p tarn-kernels --features emulator --lib emulated::tests
 
 doc:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
