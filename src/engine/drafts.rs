@@ -36,7 +36,7 @@ const ALLOWANCE: f32 = 0.4;
 const PROBING: f32 = 0.02;
 
 /// Credit beyond this many steps is forgotten, so that text that turns cannot lose what came before.
-const MOST_CREDIT: f32 = 1.0;
+const MOST_CREDIT: f32 = 1.5;
 
 /// How much of what was seen of acceptance is kept with each guess.
 const MEMORY: f32 = 0.9;
