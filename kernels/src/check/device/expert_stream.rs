@@ -181,7 +181,7 @@ impl Case {
                 let mut sorted = vec![0.0; pairs * inner];
                 let out = named(name, ViewMut::new(&mut sorted, pairs, inner))?;
                 let mut ws = named(name, Workspace::new(pairs, h))?;
-                named(name, crate::gated_up(&Exec::Reference, &mut ws, x, &w13, &self.groups, out))?;
+                named(name, crate::gated_up(&Exec::Reference, &mut ws, x, &w13, &self.groups, out, None))?;
                 for (row, pair) in self.sorted.iter().enumerate() {
                     expected[*pair as usize * inner..][..inner]
                         .copy_from_slice(&sorted[row * inner..][..inner]);
