@@ -91,12 +91,13 @@ pub fn shrink<'a>(
     inside(OP, "task", tasks, u32::MAX as usize)?;
     let raw = rows.shrunk.view_mut()?.raw();
     let product = Product { x, quantized: None, stride: 0, deltas: None };
-    let (groups, firsts) = (&rows.groups, &rows.tasks);
+    let (groups, entries, firsts) = (&rows.groups, &rows.entries, &rows.tasks);
     let one = |task: usize| {
         // The last group that starts here or before: one without tasks has the number of the next.
         let at = firsts.partition_point(|first| *first as usize <= task) - 1;
         let group = groups[at];
-        let Some(update) = update(group.adapter as usize, group.expert as usize) else { return };
+        // SAFETY: `update` lent it for 'a, and this entry was checked against `x` and the scratch.
+        let Some(update) = (unsafe { entries[at].update() }) else { return };
         let (chunks, task) = (update.a.chunks(), task - firsts[at] as usize);
         let start = group.start as usize + task / chunks * CHUNK;
         let range = start..(start + CHUNK).min(group.end as usize);

@@ -48,12 +48,6 @@ pub struct AdapterRows {
     pub(super) shrunk: Buf,
 }
 
-// SAFETY: the pointers in `entries` are written and read inside `shrink` and the ops that take its result, which
-// borrow the updates that they point into; between ops nobody follows them.
-unsafe impl Send for AdapterRows {}
-// SAFETY: as for Send; a shared AdapterRows gives no access to the entries.
-unsafe impl Sync for AdapterRows {}
-
 impl AdapterRows {
     /// Scratch for `max_rows` rows whose updates have up to `width` ranks together.
     ///

@@ -132,7 +132,7 @@ impl LowRank {
                 *part = Panels { b: panels, n: b.n(), rank: b.k(), from: *from };
             }
         }
-        Entry { parts, gated: self.gated }
+        Entry { parts, gated: self.gated, update: self }
     }
 
     /// Memory in bytes.
@@ -156,7 +156,15 @@ pub(super) struct Entry {
     /// Of each fused part; rank 0 where there is no update.
     pub(super) parts: [Panels; PARTS],
     pub(super) gated: bool,
+    /// What it was made of; null for no update.
+    update: *const LowRank,
 }
+
+// SAFETY: the pointers are made by `shrink` and followed there and in the ops that take its result, all of which
+// borrow the updates that they point into; between ops nobody follows them. What they point to is never written.
+unsafe impl Send for Entry {}
+// SAFETY: as for Send.
+unsafe impl Sync for Entry {}
 
 /// B of one part in panels of 16 columns, `[rank][16]` f32.
 #[derive(Debug, Clone, Copy)]
@@ -171,5 +179,14 @@ const NOTHING: Panels = Panels { b: std::ptr::null(), n: 0, rank: 0, from: (0, 0
 
 impl Entry {
     /// No update.
-    pub(super) const NONE: Entry = Entry { parts: [NOTHING; PARTS], gated: false };
+    pub(super) const NONE: Entry = Entry { parts: [NOTHING; PARTS], gated: false, update: std::ptr::null() };
+
+    /// The update that this was made of.
+    ///
+    /// # Safety
+    /// The update is still borrowed.
+    pub(super) unsafe fn update<'a>(&self) -> Option<&'a LowRank> {
+        // SAFETY: null, or made from a reference that the caller says is alive.
+        unsafe { self.update.as_ref() }
+    }
 }
