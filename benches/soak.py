@@ -26,7 +26,7 @@ def soak(server, args):
                 at = next(left, None)
             if at is None:
                 return
-            body = {"model": model, "prompt": words(at % 997, rng.randint(4, 250)), "max_tokens": rng.randint(1, 48),
+            body = {"model": model, "prompt": words(at % 997, rng.randint(4, args.words)), "max_tokens": rng.randint(1, 48),
                     "temperature": rng.choice([0, 0.8]), "n": rng.choice([1, 1, 1, 2, 4]), "ignore_eos": True,
                     "seed": at}
             if rng.random() < 0.2:
@@ -87,6 +87,7 @@ def main():
     args.add_argument("--pid", type=int, required=True)
     args.add_argument("--requests", type=int, default=5000)
     args.add_argument("--workers", type=int, default=32)
+    args.add_argument("--words", type=int, default=250)
     args.add_argument("--only", choices=["soak", "flood"])
     args = args.parse_args()
     server = Server(args.url)

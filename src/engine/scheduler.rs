@@ -138,10 +138,10 @@ impl Scheduler {
         plan.clear();
         self.planned.clear();
         self.make_way();
-        let mut budget = self.step_budget();
-        self.allot(budget);
+        self.allot();
         // Decodes before prefills, older before younger; those without a part in this step stand behind.
         self.running.sort_by_key(|seq| (seq.allotted == 0, seq.pending() > 1, seq.admitted));
+        let mut budget = self.config.max_num_batched_tokens;
         let mut at = 0;
         while let Some(tokens) = self.running.get(at).map(|seq| seq.allotted).filter(|tokens| *tokens > 0) {
             let blocks = (self.running[at].computed + tokens).div_ceil(BLOCK);

@@ -1,15 +1,11 @@
 //! Who has a place in the step, and how much of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::queues::{Turn, is_behind};
 use super::Scheduler;
-
-/// Prompt tokens of a step in which answers of several customers are written: one customer's prompts must not hold
-/// another's next token for longer than about as many tokens take.
-const PREFILL_BESIDE_OTHERS: usize = 64;
 
 /// Running sequences by customer.
 struct Places {
@@ -33,19 +29,6 @@ impl Scheduler {
         let arriving = self.queues.customers().filter(|customer| !held.contains_key(*customer)).count();
         let share = self.config.max_num_seqs / (held.len() + arriving).max(1);
         Places { held, share: share.max(1) }
-    }
-
-    /// Most tokens of the next step.
-    pub(super) fn step_budget(&self) -> usize {
-        let all = self.config.max_num_batched_tokens;
-        let decodes = self.running.iter().filter(|sequence| sequence.pending() == 1).count();
-        let customers: HashSet<&Arc<str>> = self
-            .running
-            .iter()
-            .map(|sequence| &self.groups[&sequence.group].customer)
-            .chain(self.queues.customers())
-            .collect();
-        if decodes > 0 && customers.len() > 1 { all.min(decodes + PREFILL_BESIDE_OTHERS) } else { all }
     }
 
     /// Whose turn it is to be admitted.
@@ -100,10 +83,10 @@ impl Scheduler {
         candidates.max().map(|(_, _, at)| at)
     }
 
-    /// Says how many tokens each running sequence may compute in the next step, `left` in all: decodes one each, then
-    /// prefills even parts for each customer, interactive ones first. The waiting sequence whose turn it is counts as
-    /// one of them.
-    pub(super) fn allot(&mut self, mut left: usize) {
+    /// Says how many tokens each running sequence may compute in the next step: decodes one each, then prefills even
+    /// parts for each customer, interactive ones first. The waiting sequence whose turn it is counts as one of them.
+    pub(super) fn allot(&mut self) {
+        let mut left = self.config.max_num_batched_tokens;
         self.running.sort_by_key(|sequence| sequence.admitted);
         for sequence in &mut self.running {
             sequence.allotted = usize::from(sequence.pending() == 1 && left > 0);

@@ -12,6 +12,8 @@ use super::super::error::{ModelError, Result};
 const MOST_BYTES: u64 = 1 << 20;
 /// Largest compiled pattern in bytes: a file of a customer's must not cost more.
 const MOST_PATTERN: usize = 1 << 18;
+/// Largest compiled patterns of a field together, in bytes.
+const MOST_PATTERNS: usize = 64 << 20;
 
 /// What the tensors mean.
 #[derive(Debug)]
@@ -133,7 +135,7 @@ fn patterns(json: &Value, field: &str) -> std::result::Result<Vec<(Regex, f64)>,
             .filter(|value| value.is_finite() && *value >= 0.0)
             .ok_or_else(|| format!("`{field}` has {value} for `{key}`, which is no number"))?;
         let pattern = RegexBuilder::new(&format!(r"^(?:.*\.)?(?:{key})$"))
-            .size_limit(MOST_PATTERN)
+            .size_limit(MOST_PATTERN.min(MOST_PATTERNS / all.len().max(1)))
             .build()
             .map_err(|err| format!("`{field}` has the key `{key}`, which is no pattern: {err}"))?;
         Ok((pattern, value))

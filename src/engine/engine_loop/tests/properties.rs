@@ -385,29 +385,6 @@ fn a_flood_of_long_prompts_holds_nobody_elses_first_token_up() {
 }
 
 #[test]
-fn prompts_of_one_customer_come_in_small_parts_beside_anothers_answer() {
-    let config = EngineConfig { max_num_batched_tokens: 512, ..EngineConfig::default() };
-    let mut turns = Turns::new(&config, FakeRunner::new(600, 997, 4096));
-    let most = |turns: &mut Turns, seed: u32| {
-        let mut flood = turns.submit(request("flood", prompt(seed, 2000, 997), 1));
-        let mut most = 0;
-        while flood.end.is_none() {
-            let before: usize = turns.engine.scheduler.running.iter().map(|seq| seq.computed).sum();
-            turns.turn();
-            flood.read();
-            let after: usize = turns.engine.scheduler.running.iter().map(|seq| seq.computed).sum();
-            most = most.max(after.saturating_sub(before));
-        }
-        most
-    };
-    assert_eq!(most(&mut turns, 3), 512, "alone it takes whole steps");
-    let _quiet = turns.submit(request("quiet", prompt(1, 20, 997), 400));
-    turns.turn();
-    turns.turn();
-    assert_eq!(most(&mut turns, 4), 65, "64 beside the other's token");
-}
-
-#[test]
 fn places_are_shared_while_others_wait_and_taken_from_batch_requests() {
     let config = EngineConfig { max_num_seqs: 4, ..speculative(997) };
     let held = |turns: &Turns, name: &str| {
