@@ -1,55 +1,28 @@
 //! LoRA adapters in the forward pass: against peft, and against themselves in every mix.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
 use serde_json::Value;
 use tarn::model::{
-    Decoder, DecoderConfig, DtypeChoice, Exec, ForwardBatch, KvCache, LoadOptions, LoraAdapter, LoraOptions,
-    ModelConfig, ModelSource, NO_ADAPTER, SeqSpan,
+    Decoder, DecoderConfig, ForwardBatch, KvCache, LoraAdapter, LoraOptions, ModelConfig, ModelSource,
+    SeqSpan,
 };
 
+use super::forward::{self, Part, argmax, model};
 use super::support::{tensor, test_data, write_model};
 
 const RANK: usize = 16;
 
-/// The folder `name` of the test models, or a line that says what was not run.
-fn model(name: &str) -> Option<PathBuf> {
-    let found =
-        std::env::var_os("TARN_TEST_MODELS").map(|dir| PathBuf::from(dir).join(name)).filter(|p| p.exists());
-    if found.is_none() {
-        println!("not run: no models ({name})");
-    }
-    found
-}
-
 fn load(path: &Path, threads: usize) -> Decoder {
-    let source = ModelSource::open(path).expect("opens");
-    let options = LoadOptions {
-        dtype: DtypeChoice::Auto,
-        max_num_batched_tokens: 256,
-        max_num_seqs: 32,
-        dummy_weights: false,
-        exec: Exec::simd(threads),
-        progress: None,
-    };
-    Decoder::load(&source, options).and_then(|decoder| decoder.with_adapters(RANK)).expect("loads")
+    forward::load(path, threads).with_adapters(RANK).expect("room")
 }
 
 fn adapter(path: &Path, config: &DecoderConfig) -> Arc<LoraAdapter> {
     Arc::new(LoraAdapter::load(path, config, LoraOptions { max_rank: RANK }).expect("an adapter"))
-}
-
-/// New tokens of one sequence.
-#[derive(Clone)]
-struct Part {
-    new: Vec<u32>,
-    cached: usize,
-    lane: u32,
-    adapter: Option<usize>,
 }
 
 /// A decoder with its cache and its adapters.
@@ -65,45 +38,8 @@ impl Bench {
         Bench { decoder, kv, adapters }
     }
 
-    /// The last row of logits of each part. Adapters are passed as the engine does: those in use, none for none.
     fn step(&mut self, parts: &[Part]) -> Vec<Vec<f32>> {
-        let mut used: Vec<usize> = parts.iter().filter_map(|part| part.adapter).collect();
-        used.sort_unstable();
-        used.dedup();
-        let adapters: Vec<_> = used.iter().map(|at| self.adapters[*at].clone()).collect();
-        let (mut ids, mut positions, mut slots, mut of) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (mut spans, mut tables, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-        for part in parts {
-            spans.push(SeqSpan {
-                query_start: ids.len() as u32,
-                query_len: part.new.len() as u32,
-                context_len: (part.cached + part.new.len()) as u32,
-                table_start: tables.len() as u32,
-            });
-            let table: Vec<u32> = (0..16).map(|block| (block * 37 + part.lane * 5 + 3) % 1024).collect();
-            let slot = used.iter().position(|at| Some(*at) == part.adapter);
-            for (at, id) in part.new.iter().enumerate() {
-                let position = part.cached + at;
-                ids.push(*id);
-                positions.push(position as u32);
-                slots.push(table[position / 16] * 16 + (position % 16) as u32);
-                of.push(slot.map_or(NO_ADAPTER, |slot| slot as u32));
-            }
-            tables.extend(table);
-            rows.push(ids.len() as u32 - 1);
-        }
-        let batch = ForwardBatch {
-            input_ids: &ids,
-            positions: &positions,
-            slot_mapping: &slots,
-            sequences: &spans,
-            block_tables: &tables,
-            logits_rows: &rows,
-            adapters: &adapters,
-            adapter_of: if adapters.is_empty() { &[] } else { &of },
-        };
-        let logits = self.decoder.forward(&batch, &mut self.kv).expect("forward");
-        (0..rows.len()).map(|row| logits.row(row).to_vec()).collect()
+        forward::step(&mut self.decoder, &mut self.kv, &self.adapters, parts)
     }
 
     /// The logits of each greedy step alone, with the prompt in chunks of `chunk`.
@@ -177,16 +113,6 @@ impl Bench {
         }
         assert!(mixed > 0, "no step had all adapters");
     }
-}
-
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (at, value) in row.iter().enumerate() {
-        if *value > row[best] {
-            best = at;
-        }
-    }
-    best as u32
 }
 
 #[derive(Deserialize)]

@@ -1,77 +1,17 @@
 //! Models on real weights against golden output of `transformers`; looks in `TARN_TEST_MODELS`.
 
-use std::path::PathBuf;
-
+use super::forward::{self, Part, argmax, load, model};
 use tarn::model::{Decoder, DtypeChoice, Exec, ForwardBatch, KvCache, LoadOptions, ModelSource, SeqSpan};
 
-/// The folder `name` of the test models, or a line that says what was not run.
-fn model(name: &str) -> Option<PathBuf> {
-    let found =
-        std::env::var_os("TARN_TEST_MODELS").map(|dir| PathBuf::from(dir).join(name)).filter(|p| p.exists());
-    if found.is_none() {
-        println!("not run: no models ({name})");
-    }
-    found
-}
-
-fn load(path: &std::path::Path, threads: usize) -> Decoder {
-    let source = ModelSource::open(path).expect("opens");
-    let options = LoadOptions {
-        dtype: DtypeChoice::Auto,
-        max_num_batched_tokens: 256,
-        max_num_seqs: 32,
-        dummy_weights: false,
-        exec: Exec::simd(threads),
-        progress: None,
-    };
-    Decoder::load(&source, options).expect("loads")
-}
-
-/// One step over `(new ids, tokens already cached)` a sequence; each sequence has 16 blocks of its own. Returns the
-/// last row of logits of each.
+/// One step over `(new ids, tokens already cached, lane)` a sequence, by the base model alone.
 fn step(decoder: &mut Decoder, kv: &mut KvCache, parts: &[(Vec<u32>, usize, u32)]) -> Vec<Vec<f32>> {
-    let (mut ids, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut spans, mut tables, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-    for (new, cached, lane) in parts {
-        spans.push(SeqSpan {
-            query_start: ids.len() as u32,
-            query_len: new.len() as u32,
-            context_len: (cached + new.len()) as u32,
-            table_start: tables.len() as u32,
-        });
-        // Scattered blocks, so that a mix-up of tables shows.
-        let table: Vec<u32> = (0..16).map(|block| (block * 37 + lane * 5 + 3) % 1024).collect();
-        for (at, id) in new.iter().enumerate() {
-            let position = cached + at;
-            ids.push(*id);
-            positions.push(position as u32);
-            slots.push(table[position / 16] * 16 + (position % 16) as u32);
-        }
-        tables.extend(table);
-        rows.push(ids.len() as u32 - 1);
-    }
-    let batch = ForwardBatch {
-        input_ids: &ids,
-        positions: &positions,
-        slot_mapping: &slots,
-        sequences: &spans,
-        block_tables: &tables,
-        logits_rows: &rows,
-        adapters: &[],
-        adapter_of: &[],
+    let part = |(new, cached, lane): &(Vec<u32>, usize, u32)| Part {
+        new: new.clone(),
+        cached: *cached,
+        lane: *lane,
+        adapter: None,
     };
-    let logits = decoder.forward(&batch, kv).expect("forward");
-    (0..rows.len()).map(|row| logits.row(row).to_vec()).collect()
-}
-
-fn argmax(row: &[f32]) -> u32 {
-    let mut best = 0;
-    for (at, value) in row.iter().enumerate() {
-        if *value > row[best] {
-            best = at;
-        }
-    }
-    best as u32
+    forward::step(decoder, kv, &[], &parts.iter().map(part).collect::<Vec<_>>())
 }
 
 /// Greedy continuation alone, with the prompt in chunks of `chunk`.

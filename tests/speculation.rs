@@ -1,11 +1,12 @@
 //! Speculation and parted answers on real decoders, through the whole engine: nothing of it shows in an answer.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use tarn::engine::{EngineConfig, EngineError, SampledToken, SpeculationConfig};
 
 use super::engines::{Ask, Build, Engine, Fails, answers, tiny, ways};
+use super::forward::model;
 use super::support::write_model;
 
 /// Guesses wherever there is one, in steps of any size.
@@ -75,16 +76,6 @@ fn guessing_changes_no_token_and_no_probability_of_a_real_decoder() {
 #[derive(Deserialize)]
 struct Row {
     prompt_ids: Vec<u32>,
-}
-
-/// The folder or file `name` of the test models, or a line that says what was not run.
-fn model(name: &str) -> Option<PathBuf> {
-    let found =
-        std::env::var_os("TARN_TEST_MODELS").map(|dir| PathBuf::from(dir).join(name)).filter(|p| p.exists());
-    if found.is_none() {
-        println!("not run: no models ({name})");
-    }
-    found
 }
 
 #[test]

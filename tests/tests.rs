@@ -8,6 +8,7 @@ mod corpora;
 mod crash;
 mod doctor;
 mod engines;
+mod forward;
 mod mixed_adapters;
 mod models;
 mod reranker;

@@ -40,7 +40,7 @@ pub use request::{
     SamplingParams, TokenLogprobs, Usage,
 };
 pub use runner::{ModelRunner, RunnerError, StepRunner};
-pub use sampler::{Sampler, philox_uniform};
+pub use sampler::Sampler;
 pub use stats::EngineStats;
 pub use step::{Banned, SampleSpec, StepOutput, StepPlan, Ticket};
 pub use token_counts::TokenCounts;

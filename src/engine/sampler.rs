@@ -7,29 +7,13 @@
 
 use std::sync::Arc;
 
-use tarn_kernels::{Exec, SOFTMAX_BLOCK, SoftmaxStats, argmax, softmax_stats, softmax_weight};
+use tarn_kernels::{
+    Exec, SOFTMAX_BLOCK, SoftmaxStats, argmax, philox_uniform, softmax_stats, softmax_weight,
+};
 
 use super::constraint::BitMask;
 use super::request::{SampleError, SampledToken, TokenLogprobs};
 use super::step::SampleSpec;
-
-/// A uniform number in `[0, 1)` for `(seed, position)`: Philox4x32-10 (Salmon et al. 2011), 24 bits of its first word.
-#[must_use]
-pub fn philox_uniform(seed: u64, position: u64) -> f32 {
-    let mut counter = [position as u32, (position >> 32) as u32, 0, 0];
-    let mut key = [seed as u32, (seed >> 32) as u32];
-    for _ in 0..10 {
-        let (a, b) = (u64::from(counter[0]) * 0xD251_1F53, u64::from(counter[2]) * 0xCD9E_8D57);
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
-    (counter[0] >> 8) as f32 / (1_u32 << 24) as f32
-}
 
 /// Draws tokens; holds scratch for one row at a time, so that each worker has its own.
 #[derive(Debug)]

@@ -27,12 +27,6 @@ fn frequencies(params: &SamplingParams, logits: &[f32], draws: u32) -> Vec<f64> 
 }
 
 #[test]
-fn philox_gives_the_published_words() {
-    // Random123's known-answer test: counter and key all zero give 6627e8d5 first.
-    assert_eq!(philox_uniform(0, 0), (0x6627_e8d5_u32 >> 8) as f32 / (1_u32 << 24) as f32);
-}
-
-#[test]
 fn draws_follow_the_distribution() {
     let logits = [0.0, 1.0, 2.0, -1.0];
     for temperature in [0.5_f32, 1.0, 2.0] {

@@ -41,17 +41,8 @@ const SHAPES: [Shape; 7] = [
 ];
 
 pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
-    let mut ran = 0;
-    for dtype in HALVES {
-        for shape in SHAPES.iter().filter(|shape| !small || !shape.long) {
-            for adapted in [false, true] {
-                let name = format!("expert_stream {dtype:?} {shape:?} delta {adapted}");
-                let products = Products { up: expert_up, down: expert_down };
-                Case::new(dtype, *shape, adapted).run(device, &name, &products)?;
-                ran += 1;
-            }
-        }
-    }
+    let products = Products { up: expert_up, down: expert_down };
+    let mut ran = run_products(device, small, "expert_stream", &SHAPES, &products)?;
     for dtype in super::compare::FLOATS {
         for (tokens, ranks, n) in [(1, 1, 1), (3, 2, 37), (5, 2, 576), (2, 8, 4096)] {
             combine(device, dtype, tokens, ranks, n)?;
@@ -61,7 +52,28 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
     Ok(ran)
 }
 
-pub(super) struct Case {
+/// Both products over all `shapes`, with and without an adapter's part.
+pub(super) fn run_products(
+    device: &mut dyn Device,
+    small: bool,
+    kernel: &str,
+    shapes: &[Shape],
+    products: &Products,
+) -> Result<usize, String> {
+    let mut ran = 0;
+    for dtype in HALVES {
+        for shape in shapes.iter().filter(|shape| !small || !shape.long) {
+            for adapted in [false, true] {
+                let name = format!("{kernel} {dtype:?} {shape:?} delta {adapted}");
+                Case::new(dtype, *shape, adapted).run(device, &name, products)?;
+                ran += 1;
+            }
+        }
+    }
+    Ok(ran)
+}
+
+struct Case {
     dtype: DType,
     shape: Shape,
     ids: Vec<u32>,

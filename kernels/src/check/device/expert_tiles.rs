@@ -1,8 +1,7 @@
 //! `expert_tiles.cu`, by the cases of [`super::expert_stream`] in its own shapes.
 
 use super::Device;
-use super::compare::HALVES;
-use super::expert_stream::{Case, Products, Shape};
+use super::expert_stream::{Products, Shape, run_products};
 use crate::device::expert_tiles::{expert_down, expert_up};
 
 /// One pair; widths below, at and beside a step, a warp's rows, a block's; empty experts; more pairs on one expert than a
@@ -18,16 +17,5 @@ const SHAPES: [Shape; 7] = [
 ];
 
 pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
-    let mut ran = 0;
-    for dtype in HALVES {
-        for shape in SHAPES.iter().filter(|shape| !small || !shape.long) {
-            for adapted in [false, true] {
-                let name = format!("expert_tiles {dtype:?} {shape:?} delta {adapted}");
-                let products = Products { up: expert_up, down: expert_down };
-                Case::new(dtype, *shape, adapted).run(device, &name, &products)?;
-                ran += 1;
-            }
-        }
-    }
-    Ok(ran)
+    run_products(device, small, "expert_tiles", &SHAPES, &Products { up: expert_up, down: expert_down })
 }

@@ -2,9 +2,9 @@
 
 use super::compare::{equal, fetch, fetch_indices, indices, named, read_only, tensor};
 use super::{Device, Use};
-use crate::DType;
 use crate::check::{fill, hash};
 use crate::device::sample::{Adjustments, Sample, Sampling, adjust_logits, sample};
+use crate::{DType, philox_uniform};
 
 const PLAIN: Sampling = Sampling {
     temperature: 1.0,
@@ -52,23 +52,6 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
     Ok(ran + 2)
 }
 
-/// The first word of Philox4x32-10, see [`crate::device::sample`].
-fn philox(seed: u64, position: u64) -> u32 {
-    let mut counter = [position as u32, (position >> 32) as u32, 0, 0];
-    let mut key = [seed as u32, (seed >> 32) as u32];
-    for _ in 0..10 {
-        let (a, b) = (u64::from(counter[0]) * 0xD251_1F53, u64::from(counter[2]) * 0xCD9E_8D57);
-        counter = [
-            (b >> 32) as u32 ^ counter[1] ^ key[0],
-            b as u32,
-            (a >> 32) as u32 ^ counter[3] ^ key[1],
-            a as u32,
-        ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
-    counter[0]
-}
-
 /// The token of a row whose logits are finite or minus infinity.
 fn reference(x: &[f32], how: &Sampling) -> u32 {
     let mut order: Vec<usize> = (0..x.len()).collect();
@@ -78,7 +61,7 @@ fn reference(x: &[f32], how: &Sampling) -> u32 {
     }
     let (max, inverse) = (x[order[0]], 1.0 / how.temperature);
     let weight = |id: usize| f64::from((x[id] - max) * inverse).exp();
-    let uniform = f64::from(philox(how.seed, how.position) >> 8) / f64::from(1 << 24);
+    let uniform = f64::from(philox_uniform(how.seed, how.position));
     if how.top_k == 0 && how.top_p >= 1.0 && how.min_p <= 0.0 {
         order.sort_unstable();
     }

@@ -1,14 +1,12 @@
 //! The loop, turn by turn on this thread: whatever comes, in whatever order, the same must hold.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use proptest::prelude::*;
 
 use super::super::*;
-use crate::engine::{
-    AdapterLease, Adapters, BitMask, Constraint, EventStream, Priority, Request, RequestId, SamplingParams,
-};
+use super::request;
+use crate::engine::{AdapterLease, Adapters, BitMask, Constraint, EventStream, Priority, Request};
 use crate::testing::{Draw, FakeRunner, expected_answer, tiny_adapters};
 
 /// An engine without its thread.
@@ -101,24 +99,6 @@ fn speculative(vocab: u32) -> EngineConfig {
         max_waiting: 1000,
         prefix_cache: true,
         speculation: Some(speculation),
-    }
-}
-
-fn request(customer: &str, prompt: Vec<u32>, max_tokens: u32) -> Request {
-    Request {
-        id: RequestId::new(),
-        customer: Arc::from(customer),
-        priority: Priority::Interactive,
-        cache_salt: None,
-        prompt,
-        sampling: SamplingParams::greedy(),
-        max_tokens,
-        min_tokens: 0,
-        stop_token_ids: Vec::new(),
-        n: 1,
-        deadline: None,
-        adapter: None,
-        constraint: None,
     }
 }
 
