@@ -284,7 +284,8 @@ unsafe fn quantize_row_inner<S: Isa>(
 /// Scale and codes of 32 values.
 #[inline(always)]
 pub(crate) fn quantize_group(values: &[f32; 32]) -> (f32, [i8; 32]) {
-    let largest = values.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    // By their bits magnitudes order as numbers do, and what is no number is above all: it makes the scale none either.
+    let largest = f32::from_bits(values.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)));
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     let mut codes = [0_i8; 32];
     for (code, x) in codes.iter_mut().zip(values) {

@@ -49,6 +49,22 @@ fn product(exec: &Exec, x: &[f32], m: usize, w: &Packed) -> Vec<f32> {
 }
 
 #[test]
+fn what_is_no_number_makes_its_own_row_none_and_no_other() {
+    let (n, k, m) = (17, 256, 3);
+    for source in sources(n, k) {
+        let w = pack::dense(source.data(), n, k, None).expect("packs");
+        let mut x = fill(m * k, 3);
+        let clean = product(&Exec::simd(2), &x, m, &w);
+        x[k + 37] = f32::NAN;
+        for exec in [Exec::Reference, Exec::simd(2)] {
+            let found = product(&exec, &x, m, &w);
+            assert!(found[n..2 * n].iter().all(|y| y.is_nan()), "{w:?}");
+            assert_eq!((&found[..n], &found[2 * n..]), (&clean[..n], &clean[2 * n..]), "{w:?}");
+        }
+    }
+}
+
+#[test]
 fn simd_equals_the_reference_and_a_row_alone_equals_the_row_in_a_batch_bit_for_bit() {
     for (n, k) in [(1, 1), (17, 33), (48, 64), (130, 256), (31, 512)] {
         for source in sources(n, k) {
