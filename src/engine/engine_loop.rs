@@ -170,12 +170,11 @@ impl<R: StepRunner> Engine<R> {
         if plan.tokens() > 0 {
             let result = self.step(plan);
             self.scheduler.take_grammars_back(plan);
-            let copies = std::mem::take(&mut plan.copies);
             // The plan's shares of the sequences' state go before that state is changed.
             plan.clear();
             match result {
                 Ok(output) => self.update(output),
-                Err(message) => self.fail_step(&message, &copies),
+                Err(message) => self.fail_step(&message),
             }
         }
         self.fail_unlucky();
@@ -268,13 +267,13 @@ impl<R: StepRunner> Engine<R> {
         }
     }
 
-    /// A step failed: its sequences fail with it, everything else goes on.
-    fn fail_step(&mut self, message: &str, copies: &[(u32, u32)]) {
+    /// A step failed: its sequences fail with it, everything else goes on. Whoever relies on a block that it copied is
+    /// among them: an answer takes its first token in the step that copies its block.
+    fn fail_step(&mut self, message: &str) {
         self.stats.failed_steps += 1;
         let planned = std::mem::take(&mut self.scheduler.planned);
         let failed: Vec<u64> = planned.iter().map(|part| self.scheduler.running[part.at].group).collect();
         self.fail_groups(&failed, &EngineError::Step { message: message.to_owned() });
-        self.scheduler.recompute_copies(copies);
     }
 
     /// Ends the requests whose own grammar or logits failed in this step; the step's other requests go on.

@@ -96,6 +96,10 @@ struct Admission {
 
 impl Scheduler {
     pub(super) fn new(config: SchedulerConfig) -> Scheduler {
+        debug_assert!(
+            config.max_num_batched_tokens >= config.max_num_seqs,
+            "every answer has a token in every step"
+        );
         Scheduler {
             pool: BlockPool::new(config.limits.num_blocks as usize),
             config,

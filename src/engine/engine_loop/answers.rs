@@ -34,9 +34,9 @@ impl<R: StepRunner> Engine<R> {
     }
 
     fn take_prompt_logprobs(&mut self, part: &Planned, own: impl Iterator<Item = TokenLogprobs>) {
-        match self.scheduler.groups.get_mut(&self.scheduler.running[part.at].group) {
-            Some(group) => group.prompt_logprobs.extend(own.map(Some)),
-            None => own.for_each(drop),
+        let group = self.scheduler.groups.get_mut(&self.scheduler.running[part.at].group);
+        if let Some(group) = group {
+            group.prompt_logprobs.extend(own.map(Some));
         }
     }
 

@@ -36,12 +36,4 @@ impl Scheduler {
         sibling.published = parent.published.min(full);
         true
     }
-
-    /// A step failed before or after its copies, nobody knows: whoever relied on one is recomputed.
-    pub(in super::super) fn recompute_copies(&mut self, copies: &[(u32, u32)]) {
-        let relies = |sequence: &Sequence| copies.iter().any(|(_, to)| sequence.blocks.contains(to));
-        while let Some(at) = self.running.iter().position(relies) {
-            self.preempt(at);
-        }
-    }
 }
