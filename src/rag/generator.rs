@@ -59,7 +59,7 @@ struct Inner {
     /// Built by the first request with a grammar.
     grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     /// Grammars that may be compiled at once: each takes a core and, at worst, a deep stack.
-    compiling: Semaphore,
+    compiling: Arc<Semaphore>,
     tool_format: ToolFormat,
 }
 
@@ -87,7 +87,7 @@ impl Generator {
         let source = template.as_ref().map_or("", ChatTemplate::source);
         let tool_format = config.tool_format.unwrap_or_else(|| ToolFormat::detect(source));
         let grammars = OnceLock::new();
-        let compiling = Semaphore::new(COMPILING);
+        let compiling = Arc::new(Semaphore::new(COMPILING));
         let inner =
             Inner { engine, tokenizer, template, config, form, control, grammars, compiling, tool_format };
         let inner = Arc::new(inner);
@@ -243,7 +243,7 @@ impl Generator {
         }
         let ids = match &request.prompt {
             Prompt::Tokens(_) => self.prompt_tokens(&request.prompt)?,
-            prompt if bytes <= LONG_TEXT => self.prompt_tokens(prompt)?,
+            prompt if bytes <= LONG_TEXT && !has_more(prompt) => self.prompt_tokens(prompt)?,
             prompt => {
                 let (this, prompt) = (self.clone(), prompt.clone());
                 tokio::task::spawn_blocking(move || this.prompt_tokens(&prompt))
@@ -262,8 +262,11 @@ impl Generator {
     /// The grammar over the model's tokens.
     async fn compile(&self, grammar: GrammarField) -> Result<Box<dyn Constraint>, GenerateError> {
         let (this, GrammarField { grammar, field }) = (self.clone(), grammar);
-        let _permit = self.inner.compiling.acquire().await.map_err(|_| GenerateError::Interrupted)?;
+        let permit = self.inner.compiling.clone().acquire_owned().await;
+        let permit = permit.map_err(|_| GenerateError::Interrupted)?;
         let compiled = tokio::task::spawn_blocking(move || {
+            // Held by the work and not by who waits for it: one that goes away does not make room.
+            let _permit = permit;
             let inner = &this.inner;
             let vocab_size = inner.engine.limits().vocab_size as usize;
             let compiler = inner
@@ -360,6 +363,12 @@ fn form(template: Option<&ChatTemplate>) -> Form {
         Ok(_) => Form::System,
         Err(_) => Form::User,
     }
+}
+
+/// Whether a prompt's text has parts that [`prompt_bytes`] does not count.
+fn has_more(prompt: &Prompt) -> bool {
+    let Prompt::Chat { messages, tools, extra, .. } = prompt else { return false };
+    tools.is_some() || !extra.is_empty() || messages.iter().any(|message| message.get("tool_calls").is_some())
 }
 
 fn prompt_bytes(prompt: &Prompt) -> usize {

@@ -62,9 +62,9 @@ impl GrammarMatcher {
             )
     }
 
-    /// The same place in the same grammar, for another answer.
+    /// The same place in the same grammar, for another answer; they share no state, so workers fill both at once.
     #[must_use]
     pub fn fork(&self) -> GrammarMatcher {
-        GrammarMatcher { matcher: self.matcher.clone() }
+        GrammarMatcher { matcher: self.matcher.deep_clone() }
     }
 }

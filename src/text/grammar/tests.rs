@@ -5,6 +5,11 @@ use crate::text::{Vocab, VocabKind};
 
 /// One token a byte, some words, and control tokens.
 pub(in crate::text) fn bytes_and_words() -> Tokenizer {
+    bytes_and_words_with(&[260, 261, 262])
+}
+
+/// The same with these control tokens.
+pub(in crate::text) fn bytes_and_words_with(control: &[u32]) -> Tokenizer {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut moved = 0x100_u32;
     let mut tokens: Vec<String> = (0..=255_u8)
@@ -27,7 +32,7 @@ pub(in crate::text) fn bytes_and_words() -> Tokenizer {
         tokens,
         merges: merges.map(|(left, right)| (left.to_owned(), right.to_owned())).to_vec(),
         scores: Vec::new(),
-        control: vec![260, 261, 262],
+        control: control.to_vec(),
         user_defined: Vec::new(),
         bos: None,
         unk: None,

@@ -69,7 +69,8 @@ pub fn forced_calls(format: ToolFormat, tokenizer: &Tokenizer, calls: ForcedCall
         // The first mark ends the text, however the tokens spell it.
         Otherwise::Text => {
             let _ = writeln!(lark, "start: lead {after} | TEXT |\nTEXT: /(?s:.+)/");
-            let _ = writeln!(lark, "lead[lazy]: /(?s:.*){}/", format.mark());
+            let mark = format.mark().replace('[', r"\[").replace(']', r"\]");
+            let _ = writeln!(lark, "lead[lazy]: /(?s:.*){mark}/");
         }
     }
     let key = if format == ToolFormat::Llama { "parameters" } else { "arguments" };

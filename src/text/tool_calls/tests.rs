@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::text::grammar::tests::bytes_and_words;
+use crate::text::grammar::tests::{bytes_and_words, bytes_and_words_with};
 use crate::text::{Grammar, GrammarCompiler};
 
 fn parser(format: ToolFormat) -> ToolCallParser {
@@ -301,6 +301,30 @@ fn a_call_in_free_text_follows_its_schema_once_it_begins() {
         if format != ToolFormat::Llama {
             assert!(ends(&format!("Hm. {}", call(1))) && !ends(&format!("Hm. {}", call(3))), "{format:?}");
         }
+    }
+}
+
+#[test]
+fn a_mark_in_plain_letters_is_the_whole_mark() {
+    let tokenizer = bytes_and_words_with(&[260, 261]);
+    let compiler = GrammarCompiler::new(&tokenizer, 320, &[260]).expect("builds");
+    let functions = [("add".to_owned(), None)];
+    for (format, call) in [
+        (ToolFormat::Mistral, "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {}}]"),
+        (ToolFormat::MistralArgs, "[TOOL_CALLS]add[ARGS]{}"),
+    ] {
+        let calls = ForcedCalls { functions: &functions, parallel: true, otherwise: Otherwise::Text };
+        let grammar = forced_calls(format, &tokenizer, calls).expect("a grammar");
+        let ends = |text: &str| {
+            let mut matcher = compiler.compile(&grammar).expect("compiles");
+            text.bytes().for_each(|byte| matcher.advance(u32::from(byte)));
+            let mut words = vec![0_u64; 5];
+            matcher.fill(&mut words);
+            !matcher.failed() && words[260 / 64] >> (260 % 64) & 1 == 1
+        };
+        assert!(ends("Lots of TALK, A to Z_") && ends("[TOOL"), "{format:?}");
+        assert!(ends(call) && ends(&format!("Hm. {call}")), "{format:?}");
+        assert!(!ends("[TOOL_CALLS]so"), "{format:?}: what begins like a call must be one");
     }
 }
 
