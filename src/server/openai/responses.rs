@@ -38,6 +38,7 @@ const REFUSED: &[Refused] = &[
     ("prompt", &[]),
     ("reasoning", &["{}", r#"{"effort":"none"}"#, r#"{"effort":null}"#, r#"{"effort":null,"summary":null}"#]),
     ("response_format", &[]),
+    ("truncate_prompt_tokens", &[]),
 ];
 
 /// What is done where the conversation is longer than the window.

@@ -70,8 +70,12 @@ impl Rendering {
 /// OpenAI's rank of `best_of`: the mean log probability of an answer's tokens.
 fn mean(choice: &Choice, echoed: usize) -> f32 {
     let own = &choice.tokens[echoed..];
+    if own.is_empty() {
+        // The end token is not among them: an answer without words has no rank of its own.
+        return f32::NEG_INFINITY;
+    }
     let sum: f32 = own.iter().filter_map(|token| token.logprob).sum();
-    sum / own.len().max(1) as f32
+    sum / own.len() as f32
 }
 
 /// How far one prompt's choices are.
@@ -198,8 +202,9 @@ mod tests {
 
     #[test]
     fn the_best_answers_are_the_likeliest_by_token() {
-        // The sum of the third is the lowest and its mean the highest; what is echoed does not count.
-        let answers: &[&[f32]] = &[&[-1.0], &[-0.7, -0.9], &[-0.5, -0.5, -0.5], &[-3.0]];
+        // The sum of the third is the lowest and its mean the highest; what is echoed does not count, and an answer
+        // without words is not the best.
+        let answers: &[&[f32]] = &[&[-1.0], &[-0.7, -0.9], &[-0.5, -0.5, -0.5], &[-3.0], &[]];
         for echo in [false, true] {
             let echoed: &[f32] = if echo { &[-50.0] } else { &[] };
             let found = rendering(2, echo).choices(3, generated(answers, echoed));
@@ -208,7 +213,7 @@ mod tests {
             assert_eq!((&found[0]["index"], &found[1]["index"]), (&json!(6), &json!(7)));
             assert_eq!(found[1]["token_ids"], json!([2, 2, 7]), "with the token that ended it");
         }
-        let all = rendering(4, false).choices(0, generated(answers, &[]));
+        let all = rendering(5, false).choices(0, generated(answers, &[]));
         assert_eq!(all[0]["text"], "0", "n of n are in order");
     }
 
