@@ -12,6 +12,7 @@ mod forward;
 mod mixed_adapters;
 mod models;
 mod reranker;
+mod sampling;
 mod seeded;
 mod speculation;
 mod support;

@@ -250,11 +250,13 @@ impl StepRunner for FakeRunner {
         self.write(plan)?;
         let samples = plan.samples.iter().map(|sample| self.draw(plan, sample));
         let mut output = StepOutput { samples: samples.collect::<Result<_, _>>()?, ..StepOutput::default() };
-        output.prompt_logprobs.extend(
-            plan.prompt_logprobs
-                .iter()
-                .map(|(_, id, _)| TokenLogprobs { logprob: -(*id as f32), top: vec![] }),
-        );
+        for (row, id, _) in &plan.prompt_logprobs {
+            let ends = plan.sequences.iter().any(|span| span.query_start + span.query_len == row + 1);
+            if !ends && plan.input_ids.get(*row as usize + 1) != Some(id) {
+                return failed("log probabilities of another token than the next");
+            }
+            output.prompt_logprobs.push(TokenLogprobs { logprob: -(*id as f32), top: vec![] });
+        }
         if self.short_on.is_some_and(|token| plan.input_ids.contains(&token)) {
             output.samples.pop();
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::*;
 use crate::engine::Adapters;
 use crate::model::{LoraAdapter, LoraOptions, ModelConfig, ModelError, ModelSource};
+use crate::testing::tiny_adapters;
 
 /// A server that loads adapters from `folder` by `load`.
 fn serving(
@@ -82,6 +83,35 @@ async fn names_of_adapters_are_checked() {
     assert_eq!(status, StatusCode::NOT_FOUND, "{refusal}");
 }
 
+#[tokio::test]
+async fn the_adapter_that_a_request_names_answers() {
+    let mut fixture = fixture_with(&[], Some(lines()));
+    let generator = fixture.state.generator.take().expect("generator");
+    fixture.state.generator = Some(generator.with_adapters(tiny_adapters(2, &["mine"])));
+    let chat = json!([{"role": "user", "content": "x"}]);
+    for (path, ask) in [
+        ("/v1/completions", json!({"prompt": "x", "max_tokens": 8, "temperature": 0})),
+        ("/v1/chat/completions", json!({"messages": chat, "max_tokens": 8, "temperature": 0})),
+        ("/v1/responses", json!({"input": "x", "max_output_tokens": 16, "temperature": 0})),
+    ] {
+        let mut said = Vec::new();
+        for model in ["fake", "mine"] {
+            let mut ask = ask.clone();
+            ask["model"] = json!(model);
+            let answer = parsed(&post(&fixture.state, path, ask).await);
+            assert_eq!(answer["model"], model, "{path}");
+            let choice = &answer["choices"][0];
+            said.push([
+                choice["text"].clone(),
+                choice["message"].clone(),
+                answer["output"][0]["content"].clone(),
+            ]);
+        }
+        assert_ne!(said[0], said[1], "{path}: the fake runner answers otherwise with an adapter");
+        assert!(said[0].iter().any(|text| !text.is_null()), "{path}");
+    }
+}
+
 /// The folder of test models with an adapter in it, where there is one.
 fn models() -> Option<PathBuf> {
     let dir = std::env::var_os("TARN_TEST_MODELS").map(PathBuf::from);
@@ -111,10 +141,9 @@ async fn an_adapter_is_a_model_until_it_is_unloaded() {
 
     let mut again = json!({"lora_name": "mine", "lora_path": "random-mixtral", "load_inplace": true});
     let replaced = post(&fixture.state, "/v1/load_lora_adapter", again.clone()).await;
-    if replaced.0 != StatusCode::OK {
-        let (_, card) = get(&fixture.state, "/v1/models/mine").await;
-        assert_eq!(card["root"], json!(root), "what was to be replaced stays");
-    }
+    assert_eq!(replaced.0, StatusCode::BAD_REQUEST, "no adapter is there");
+    let (_, card) = get(&fixture.state, "/v1/models/mine").await;
+    assert_eq!(card["root"], json!(root), "what was to be replaced stays");
     again["lora_path"] = json!("random-mixtral-lora-2");
     assert_eq!(post(&fixture.state, "/v1/load_lora_adapter", again).await.0, StatusCode::OK);
     let (_, card) = get(&fixture.state, "/v1/models/mine").await;

@@ -16,6 +16,23 @@ async fn the_openapi_document_lists_what_is_served() {
     }
 }
 
+#[test]
+fn every_route_is_in_the_document() {
+    let shape = |path: &str| {
+        let parts = path.split('/').map(|part| if part.starts_with('{') { "{}" } else { part });
+        parts.collect::<Vec<_>>().join("/")
+    };
+    let documented: Vec<String> = OPERATIONS.iter().map(|operation| shape(operation.path)).collect();
+    let served: Vec<&str> = include_str!("../mod.rs")
+        .split(".route(\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
+    assert!(served.len() > 30, "{served:?}");
+    let missing: Vec<_> = served.iter().filter(|path| !documented.contains(&shape(path))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
 #[tokio::test]
 async fn the_openapi_document_describes_every_body_and_status() {
     let fixture = fixture(&[]);
