@@ -43,7 +43,7 @@ kernels:
 doc:
 	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" $(CARGO) doc --locked --workspace --no-deps --document-private-items --quiet
 
-bench: build ## the figures of docs/BENCHMARKS.md that need no peer
+bench: setup ## times of single ops on this CPU
 	$(CARGO) bench --locked -p tarn-kernels
 
 cuda-toolchain: ## the CUDA compiler, into .cuda

@@ -1,6 +1,6 @@
 """Streams at a time against a running OpenAI-compatible server: tokens a second, time to first token, memory.
 
-    python benches/serving.py URL [--streams 1,16,64] [--tokens 64] [--words 60] [--alone N] [--pid PID]
+    python benches/serving.py URL [--streams 1,16] [--tokens 64] [--words 60] [--rounds 3] [--alone N] [--pid PID]
 
 Every stream sends another prompt. With `--alone`, as many of the prompts of the last round are sent again one by one, and
 the answers must be the same texts: greedy output does not depend on what else is in the batch.

@@ -1,6 +1,6 @@
 """Many requests of two customers, with cancels: nothing may be left over. Then a flood: the other customer keeps its share.
 
-    python benches/soak.py URL --pid PID [--requests 5000] [--workers 32]
+    python benches/soak.py URL --pid PID [--requests 5000] [--workers 32] [--words 250] [--only soak|flood]
 
 Prints memory as it goes and at the end: blocks in use, requests running and waiting (all must be 0), and for the flood the
 time to first token of the quiet customer with and without it.

@@ -1,4 +1,4 @@
-//! The rules of docs/ARCHITECTURE.md, *Who may import whom*, as a test.
+//! The rules of docs/ARCHITECTURE.md, *Code map*, as a test.
 //!
 //! Every source file of the root package is parsed; test-only items are dropped;
 //! every path that is left is compared with the tables below. Each rule has a
