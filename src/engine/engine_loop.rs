@@ -168,13 +168,18 @@ impl<R: StepRunner> Engine<R> {
         self.end_abandoned();
         self.scheduler.schedule(plan);
         if plan.tokens() > 0 {
+            let rows = plan.tokens();
             let result = self.step(plan);
             self.scheduler.take_grammars_back(plan);
+            let copies = std::mem::take(&mut plan.copies);
             // The plan's shares of the sequences' state go before that state is changed.
             plan.clear();
             match result {
-                Ok(output) => self.update(output),
-                Err(message) => self.fail_step(&message),
+                Ok(output) => {
+                    self.scheduler.cost.observe(rows, output.took);
+                    self.update(output);
+                }
+                Err(message) => self.fail_step(&copies, &message),
             }
         }
         self.fail_unlucky();
@@ -267,12 +272,14 @@ impl<R: StepRunner> Engine<R> {
         }
     }
 
-    /// A step failed: its sequences fail with it, everything else goes on. Whoever relies on a block that it copied is
-    /// among them: an answer takes its first token in the step that copies its block.
-    fn fail_step(&mut self, message: &str) {
+    /// A step failed: its sequences and those that rely on a block that it copied fail with it, everything else goes on.
+    fn fail_step(&mut self, copies: &[(u32, u32)], message: &str) {
         self.stats.failed_steps += 1;
         let planned = std::mem::take(&mut self.scheduler.planned);
-        let failed: Vec<u64> = planned.iter().map(|part| self.scheduler.running[part.at].group).collect();
+        let running = &self.scheduler.running;
+        let relies = |seq: &&Sequence| copies.iter().any(|(_, copy)| seq.blocks.contains(copy));
+        let planned = planned.iter().map(|part| running[part.at].group);
+        let failed: Vec<u64> = planned.chain(running.iter().filter(relies).map(|seq| seq.group)).collect();
         self.fail_groups(&failed, &EngineError::Step { message: message.to_owned() });
     }
 

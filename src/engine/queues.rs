@@ -122,19 +122,22 @@ impl<T> Queues<T> {
     }
 
     /// Whose turn it is: interactive before batch, customers with less than their share of the running sequences
-    /// before others (`has_share` says who has it), then the customer that was served the fewest tokens.
+    /// before others (`held` says how many it has), then the customer that was served the fewest tokens; of equals, who
+    /// holds fewer: a customer that comes back starts as the equal of those that it finds.
     pub(super) fn next_turn(
         &self,
         now: Instant,
         arrived: impl Fn(&T) -> Instant,
-        has_share: impl Fn(&Arc<str>) -> bool,
+        share: usize,
+        held: impl Fn(&Arc<str>) -> usize,
     ) -> Option<Turn> {
         let firsts = self.waiting.iter().filter_map(|(customer, waiting)| {
             waiting.first(now, &arrived).map(|(behind, priority)| (behind, customer, priority))
         });
         let next = firsts.min_by_key(|(behind, customer, _)| {
             let served = self.served.get(*customer).copied().unwrap_or(0);
-            (*behind, has_share(customer), served, *customer)
+            let held = held(customer);
+            (*behind, held >= share, served, held, *customer)
         });
         next.map(|(behind, customer, priority)| Turn { customer: customer.clone(), priority, behind })
     }
@@ -196,7 +199,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let turns = std::iter::from_fn(|| {
-            let turn = queues.next_turn(at(now), |one| at(one.1), |_| false)?;
+            let turn = queues.next_turn(at(now), |one| at(one.1), 1, |_| 0)?;
             let customer = turn.customer.clone();
             queues.serve(&customer, 1);
             queues.take(&turn)
@@ -246,7 +249,7 @@ mod tests {
             looks.set(looks.get() + 1);
             now
         };
-        assert!(queues.next_turn(now, arrived, |_| false).is_some());
+        assert!(queues.next_turn(now, arrived, 1, |_| 0).is_some());
         assert_eq!(looks.get(), 2 * 3);
     }
 }

@@ -1,6 +1,7 @@
 //! Carrying a step out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tarn_kernels::Gate;
 
@@ -120,6 +121,7 @@ impl StepRunner for ModelRunner {
     }
 
     fn collect(&mut self, plan: &mut StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
+        let since = Instant::now();
         let first_rows = self.gather_rows(plan);
         let _held = self.gate.as_ref().filter(|_| !plan.samples.is_empty()).map(|gate| gate.hold());
         self.kv.copy_blocks(&plan.copies).map_err(|error| RunnerError { message: error.to_string() })?;
@@ -169,6 +171,7 @@ impl StepRunner for ModelRunner {
                 Drawn::Pending => {}
             }
         }
+        output.took = since.elapsed();
         Ok(output)
     }
 }

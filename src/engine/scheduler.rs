@@ -1,9 +1,10 @@
 //! Which tokens the next step computes.
 //!
-//! - Every running sequence asks for `tokens - computed` tokens: one in decode, a chunk in prefill. They share
-//!   `max_num_batched_tokens`, decodes first, so a long prompt slows nobody down by more than its chunk. Prefills share
-//!   what is left evenly between customers, interactive before batch: a flood of long prompts from one customer does
-//!   not hold up another's first token.
+//! - Every running sequence asks for `tokens - computed` tokens: one in decode, a chunk in prefill. A step has up to
+//!   `max_num_batched_tokens` rows, decodes first, so a long prompt slows no answer down by more than its chunk.
+//! - Customers get even parts of a step's rows, interactive work before batch work. While several have work, a step is
+//!   only as long as is fair to the one that wants least ([`fairness`], by what [`step_cost`] has learned of this
+//!   machine): a flood of one customer costs another no more than the half of its speed.
 //! - Waiting requests are admitted by [`Queues`]. While others wait, a customer holds no more than its share of the
 //!   running sequences; a request with a right to a place takes it from a batch request, else from a customer that
 //!   has more than its share.
@@ -15,6 +16,7 @@
 mod fairness;
 mod forks;
 mod plan;
+mod step_cost;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +31,7 @@ use super::queues::{Queues, Turn, is_behind};
 use super::request::EngineError;
 use super::sequence::{Group, Sequence};
 use super::step::StepPlan;
+use step_cost::StepCost;
 
 const BLOCK: usize = KvSpec::BLOCK_SIZE;
 
@@ -59,6 +62,11 @@ pub(super) struct Scheduler {
     pub(super) failed: Vec<(u64, EngineError)>,
     /// Blocks that the next step copies first.
     copies: Vec<(u32, u32)>,
+    /// Steps that were planned.
+    pub(super) steps: u64,
+    pub(super) cost: StepCost,
+    /// When each customer last had work.
+    seen: HashMap<Arc<str>, Instant>,
 }
 
 /// A sequence's part of a step.
@@ -96,10 +104,6 @@ struct Admission {
 
 impl Scheduler {
     pub(super) fn new(config: SchedulerConfig) -> Scheduler {
-        debug_assert!(
-            config.max_num_batched_tokens >= config.max_num_seqs,
-            "every answer has a token in every step"
-        );
         Scheduler {
             pool: BlockPool::new(config.limits.num_blocks as usize),
             config,
@@ -113,6 +117,9 @@ impl Scheduler {
             planned: Vec::new(),
             failed: Vec::new(),
             copies: Vec::new(),
+            steps: 0,
+            cost: StepCost::default(),
+            seen: HashMap::new(),
         }
     }
 
@@ -142,10 +149,9 @@ impl Scheduler {
         plan.clear();
         self.planned.clear();
         self.make_way();
-        self.allot();
+        let mut budget = self.allot();
         // Decodes before prefills, older before younger; those without a part in this step stand behind.
         self.running.sort_by_key(|seq| (seq.allotted == 0, seq.pending() > 1, seq.admitted));
-        let mut budget = self.config.max_num_batched_tokens;
         let mut at = 0;
         while let Some(tokens) = self.running.get(at).map(|seq| seq.allotted).filter(|tokens| *tokens > 0) {
             let blocks = (self.running[at].computed + tokens).div_ceil(BLOCK);
@@ -228,6 +234,7 @@ impl Scheduler {
         sequence.computed = admission.known * BLOCK;
         self.admissions += 1;
         sequence.admitted = self.admissions;
+        sequence.last_step = self.steps;
         if let Some(group) = self.groups.get_mut(&sequence.group) {
             if uses_prefix_cache(&self.config, group) {
                 self.prefix_queries += sequence.tokens.len() as u64;

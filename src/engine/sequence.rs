@@ -204,6 +204,8 @@ pub(super) struct Sequence {
     pub(super) drafter: Option<Drafter>,
     /// Tokens that the next step may compute of it.
     pub(super) allotted: usize,
+    /// The last step that it had a part in.
+    pub(super) last_step: u64,
     /// Order of admission; the youngest is preempted first.
     pub(super) admitted: u64,
 }
@@ -224,6 +226,7 @@ impl Sequence {
             grammar,
             drafter: None,
             allotted: 0,
+            last_step: 0,
             admitted: 0,
         }
     }
@@ -247,6 +250,7 @@ impl Sequence {
             grammar,
             drafter: None,
             allotted: 0,
+            last_step: 0,
             admitted: 0,
         })
     }

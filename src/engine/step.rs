@@ -1,6 +1,7 @@
 //! One step: what to compute, and what came out. Host integers only.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::model::{LoraAdapter, SeqSpan};
 
@@ -108,4 +109,6 @@ pub struct StepOutput {
     pub samples: Vec<Result<Vec<SampledToken>, SampleError>>,
     /// One a `StepPlan::prompt_logprobs`, in order.
     pub prompt_logprobs: Vec<TokenLogprobs>,
+    /// How long the device was busy with it: what the scheduler plans the next steps by.
+    pub took: Duration,
 }

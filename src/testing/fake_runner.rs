@@ -29,6 +29,9 @@ pub struct FakeRunner {
     takes_all_adapters: bool,
     max_model_len: usize,
     delay: Duration,
+    /// What it says that a step took: a constant and a part for each row.
+    says: [Duration; 2],
+    busy: Duration,
     panic_on: Option<u32>,
     refuse: Option<u32>,
     short_on: Option<u32>,
@@ -45,6 +48,8 @@ impl FakeRunner {
             takes_all_adapters: true,
             max_model_len,
             delay: Duration::ZERO,
+            says: [Duration::ZERO; 2],
+            busy: Duration::ZERO,
             panic_on: None,
             refuse: None,
             short_on: None,
@@ -64,6 +69,19 @@ impl FakeRunner {
     pub fn with_delay(mut self, delay: Duration) -> FakeRunner {
         self.delay = delay;
         self
+    }
+
+    /// Says that a step takes `base` and `row` for each of its rows, without taking it.
+    #[must_use]
+    pub fn saying_it_took(mut self, base: Duration, row: Duration) -> FakeRunner {
+        self.says = [base, row];
+        self
+    }
+
+    /// What its steps took, as it says.
+    #[must_use]
+    pub fn busy(&self) -> Duration {
+        self.busy
     }
 
     /// Panics in a step that has this token.
@@ -250,6 +268,8 @@ impl StepRunner for FakeRunner {
         self.write(plan)?;
         let samples = plan.samples.iter().map(|sample| self.draw(plan, sample));
         let mut output = StepOutput { samples: samples.collect::<Result<_, _>>()?, ..StepOutput::default() };
+        output.took = self.delay + self.says[0] + self.says[1] * plan.tokens() as u32;
+        self.busy += output.took;
         for (row, id, _) in &plan.prompt_logprobs {
             let ends = plan.sequences.iter().any(|span| span.query_start + span.query_len == row + 1);
             if !ends && plan.input_ids.get(*row as usize + 1) != Some(id) {

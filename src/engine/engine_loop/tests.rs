@@ -9,6 +9,7 @@ use crate::engine::{
 };
 use crate::testing::{FakeRunner, expected_tokens};
 
+mod fairness;
 mod properties;
 
 const VOCAB: u32 = 997;

@@ -1,11 +1,31 @@
 //! Who has a place in the step, and how much of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::queues::{Turn, is_behind};
+use super::super::sequence::Sequence;
 use super::Scheduler;
+
+/// Longest step while customers share the engine: whoever comes waits for the one under way.
+const SHARED_STEP: Duration = Duration::from_millis(100);
+
+/// How long a customer that was here is expected back.
+const RECENT: Duration = Duration::from_secs(10);
+
+/// What shares a step: a customer's interactive work, or its batch work.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Flow {
+    behind: bool,
+    customer: Arc<str>,
+}
+
+/// Whether a sequence's rows come after everybody else's: prompts of batch requests. Their answers go on with the
+/// others'.
+fn is_later(sequence: &Sequence, flow: &Flow) -> bool {
+    flow.behind && sequence.pending() > 1
+}
 
 /// Running sequences by customer.
 struct Places {
@@ -40,7 +60,8 @@ impl Scheduler {
         self.queues.next_turn(
             Instant::now(),
             |sequence| self.groups[&sequence.group].arrived,
-            |customer| places.held(customer) >= places.share,
+            places.share,
+            |customer| places.held(customer),
         )
     }
 
@@ -83,49 +104,94 @@ impl Scheduler {
         candidates.max().map(|(_, _, at)| at)
     }
 
-    /// Says how many tokens each running sequence may compute in the next step: decodes one each, then prefills even
-    /// parts for each customer, interactive ones first. The waiting sequence whose turn it is counts as one of them.
-    pub(super) fn allot(&mut self) {
-        let mut left = self.config.max_num_batched_tokens;
+    /// Says how many tokens each running sequence may compute in the next step. Customers get even parts of its rows,
+    /// interactive work first; a customer whose part is too small for all of its sequences gives them turns. The waiting
+    /// sequence whose turn it is counts as one of them. Returns the rows of the step.
+    pub(super) fn allot(&mut self) -> usize {
+        self.steps += 1;
         self.running.sort_by_key(|sequence| sequence.admitted);
-        for sequence in &mut self.running {
-            sequence.allotted = usize::from(sequence.pending() == 1 && left > 0);
-            left -= sequence.allotted;
-        }
-        let arriving = self.arriving(left);
+        let arriving = self.arriving(self.config.max_num_batched_tokens);
         let now = Instant::now();
-        for behind in [false, true] {
-            let mut demands: HashMap<Arc<str>, usize> = HashMap::new();
-            let of_rank = |group| is_behind(group, now) == behind;
-            for sequence in self.running.iter().filter(|seq| seq.pending() > 1) {
-                let group = &self.groups[&sequence.group];
-                if of_rank(group) {
-                    *demands.entry(group.customer.clone()).or_insert(0) += sequence.pending();
-                }
-            }
-            if let Some((turn, tokens)) = arriving.as_ref().filter(|(turn, _)| turn.behind == behind) {
-                *demands.entry(turn.customer.clone()).or_insert(0) += tokens;
-            }
+        let flow = |seq: &Sequence| {
+            let group = &self.groups[&seq.group];
+            Flow { behind: is_behind(group, now), customer: group.customer.clone() }
+        };
+        let flows: Vec<Flow> = self.running.iter().map(flow).collect();
+        let mut first: HashMap<Flow, usize> = HashMap::new();
+        let mut later: HashMap<Flow, usize> = HashMap::new();
+        for (sequence, flow) in self.running.iter().zip(&flows) {
+            let demands = if is_later(sequence, flow) { &mut later } else { &mut first };
+            *demands.entry(flow.clone()).or_insert(0) += sequence.pending();
+        }
+        if let Some((turn, tokens)) = &arriving {
+            let flow = Flow { behind: turn.behind, customer: turn.customer.clone() };
+            let demands = if flow.behind { &mut later } else { &mut first };
+            *demands.entry(flow).or_insert(0) += tokens;
+        }
+        let rows = self.step_rows(&first, &later, now);
+        let mut left = rows;
+        for (demands, is_later_pass) in [(first, false), (later, true)] {
             let level = even_level(left, demands.values().copied().collect());
-            let mut parts: HashMap<Arc<str>, usize> =
-                demands.into_iter().map(|(customer, demand)| (customer, demand.min(level))).collect();
-            let taken: usize = parts.values().sum();
+            let taken: usize = demands.values().map(|demand| (*demand).min(level)).sum();
             let mut rounding = left - taken.min(left);
-            for sequence in self.running.iter_mut().filter(|seq| seq.pending() > 1) {
-                let group = &self.groups[&sequence.group];
-                if !of_rank(group) {
-                    continue;
-                }
-                let Some(part) = parts.get_mut(&group.customer) else { continue };
-                let own = sequence.pending().min(*part);
-                *part -= own;
-                let extra = (sequence.pending() - own).min(if own > 0 || level == 0 { rounding } else { 0 });
+            left -= taken.min(left);
+            for (flow, demand) in demands {
+                let extra = rounding.min(demand - demand.min(level));
                 rounding -= extra;
-                sequence.allotted = own + extra;
-                left -= own + extra;
+                let own =
+                    |at: &usize| flows[*at] == flow && is_later(&self.running[*at], &flow) == is_later_pass;
+                let members: Vec<usize> = (0..flows.len()).filter(own).collect();
+                self.share_part(members, demand.min(level) + extra);
             }
-            // What is left of a part is the arriving sequence's.
-            left -= parts.values().sum::<usize>().min(left);
+        }
+        rows
+    }
+
+    /// Rows of the next step. While several customers have work, a step takes no longer than as many steps of the one
+    /// that wants least: nobody is slowed down by more than the number of those who share. Where another customer was
+    /// here a moment ago, it is kept short for when it comes back.
+    fn step_rows(
+        &mut self,
+        first: &HashMap<Flow, usize>,
+        later: &HashMap<Flow, usize>,
+        now: Instant,
+    ) -> usize {
+        let most = self.config.max_num_batched_tokens;
+        let flows: HashSet<&Flow> = first.keys().chain(later.keys()).collect();
+        for flow in &flows {
+            self.seen.insert(flow.customer.clone(), now);
+        }
+        self.seen.retain(|_, seen| now.duration_since(*seen) < RECENT);
+        let alone = self.seen.len() == 1 && flows.len() < 2;
+        if alone || flows.is_empty() {
+            return most;
+        }
+        let waits_for = |behind: bool| first.iter().filter(move |(flow, _)| flow.behind == behind);
+        let least = waits_for(false).map(|(_, demand)| *demand).min();
+        let least = least.or_else(|| first.values().chain(later.values()).copied().min()).unwrap_or(most);
+        let fair = match flows.len() {
+            1 => f64::INFINITY,
+            sharing => sharing as f64 * self.cost.seconds(least.min(most)),
+        };
+        self.cost.rows_within(fair.min(SHARED_STEP.as_secs_f64()), most).max(flows.len()).min(most)
+    }
+
+    /// Shares a customer's part of the step between its sequences, given in the order of their admission: decodes
+    /// first; where not all of them find a row, whoever has waited longest.
+    fn share_part(&mut self, mut members: Vec<usize>, mut part: usize) {
+        let decodes = members.iter().filter(|at| self.running[**at].pending() == 1).count();
+        if part >= decodes {
+            members.sort_by_key(|at| self.running[*at].pending() > 1);
+        } else {
+            members.sort_by_key(|at| self.running[*at].last_step);
+        }
+        for at in members {
+            let sequence = &mut self.running[at];
+            sequence.allotted = sequence.pending().min(part);
+            part -= sequence.allotted;
+            if sequence.allotted > 0 {
+                sequence.last_step = self.steps;
+            }
         }
     }
 

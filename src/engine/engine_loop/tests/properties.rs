@@ -10,28 +10,28 @@ use crate::engine::{AdapterLease, Adapters, BitMask, Constraint, EventStream, Pr
 use crate::testing::{Draw, FakeRunner, expected_answer, tiny_adapters};
 
 /// An engine without its thread.
-struct Turns {
-    engine: Engine<FakeRunner>,
-    handle: EngineHandle,
-    plan: StepPlan,
+pub(super) struct Turns {
+    pub(super) engine: Engine<FakeRunner>,
+    pub(super) handle: EngineHandle,
+    pub(super) plan: StepPlan,
 }
 
 impl Turns {
-    fn new(config: &EngineConfig, runner: FakeRunner) -> Turns {
+    pub(super) fn new(config: &EngineConfig, runner: FakeRunner) -> Turns {
         let (commands, receiver) = std_mpsc::channel();
         let engine = Engine::new(config, runner, receiver);
         let handle = EngineHandle { shared: engine.shared.clone(), commands };
         Turns { engine, handle, plan: StepPlan::default() }
     }
 
-    fn submit(&self, request: Request) -> Asked {
+    pub(super) fn submit(&self, request: Request) -> Asked {
         let n = request.n as usize;
         let stream = self.handle.submit(request).expect("taken");
         Asked { stream, answers: vec![Vec::new(); n], reasons: vec![None; n], prompts: 0, end: None }
     }
 
     /// One step; then what must always hold.
-    fn turn(&mut self) {
+    pub(super) fn turn(&mut self) {
         while let Ok(command) = self.engine.receiver.try_recv() {
             self.engine.take(command);
         }
@@ -45,7 +45,7 @@ impl Turns {
     }
 
     /// Turns until all is done; reads meanwhile, so that nobody is too slow.
-    fn finish(&mut self, asked: &mut [Asked]) {
+    pub(super) fn finish(&mut self, asked: &mut [Asked]) {
         for _ in 0..20_000 {
             self.turn();
             asked.iter_mut().for_each(Asked::read);
@@ -56,22 +56,22 @@ impl Turns {
         panic!("it never ends");
     }
 
-    fn stats(&self) -> EngineStats {
+    pub(super) fn stats(&self) -> EngineStats {
         self.engine.stats
     }
 }
 
 /// A request under way.
-struct Asked {
-    stream: EventStream,
-    answers: Vec<Vec<u32>>,
-    reasons: Vec<Option<FinishReason>>,
-    prompts: usize,
-    end: Option<Result<(), EngineError>>,
+pub(super) struct Asked {
+    pub(super) stream: EventStream,
+    pub(super) answers: Vec<Vec<u32>>,
+    pub(super) reasons: Vec<Option<FinishReason>>,
+    pub(super) prompts: usize,
+    pub(super) end: Option<Result<(), EngineError>>,
 }
 
 impl Asked {
-    fn read(&mut self) {
+    pub(super) fn read(&mut self) {
         while let Some(event) = self.stream.try_next() {
             assert!(self.end.is_none(), "nothing follows the terminal event");
             match event {
@@ -90,7 +90,7 @@ impl Asked {
     }
 }
 
-fn speculative(vocab: u32) -> EngineConfig {
+pub(super) fn speculative(vocab: u32) -> EngineConfig {
     let speculation =
         SpeculationConfig { row_cost: if vocab < 10 { 0.01 } else { 0.1 }, ..Default::default() };
     EngineConfig {
@@ -102,7 +102,7 @@ fn speculative(vocab: u32) -> EngineConfig {
     }
 }
 
-fn prompt(seed: u32, len: u32, vocab: u32) -> Vec<u32> {
+pub(super) fn prompt(seed: u32, len: u32, vocab: u32) -> Vec<u32> {
     (0..len).map(|at| (seed * 131 + at * 7 + 1) % vocab).collect()
 }
 
@@ -349,46 +349,4 @@ fn a_complete_grammar_ends_each_answer() {
     for (answer, reason) in asked[0].answers.iter().zip(&asked[0].reasons) {
         assert_eq!((answer.len(), reason), (4, &Some(FinishReason::Stop(None))));
     }
-}
-
-#[test]
-fn a_flood_of_long_prompts_holds_nobody_elses_first_token_up() {
-    let mut turns = Turns::new(&speculative(997), FakeRunner::new(400, 997, 600));
-    let flood: Vec<Asked> =
-        (0..20).map(|at| turns.submit(request("flood", prompt(at, 500, 997), 20))).collect();
-    (0..5).for_each(|_| turns.turn());
-    let mut calm = turns.submit(request("calm", prompt(50, 16, 997), 20));
-    (0..2).for_each(|_| turns.turn());
-    calm.read();
-    assert_eq!(calm.prompts, 1, "its first token came with the second step");
-    drop(flood);
-}
-
-#[test]
-fn places_are_shared_while_others_wait_and_taken_from_batch_requests() {
-    let config = EngineConfig { max_num_seqs: 4, ..speculative(997) };
-    let held = |turns: &Turns, name: &str| {
-        let scheduler = &turns.engine.scheduler;
-        scheduler.running.iter().filter(|seq| &*scheduler.groups[&seq.group].customer == name).count()
-    };
-    let mut turns = Turns::new(&config, FakeRunner::new(100, 997, 600));
-    let mut asked: Vec<Asked> =
-        (0..8).map(|at| turns.submit(request("flood", prompt(at, 8, 997), 100))).collect();
-    (0..4).for_each(|_| turns.turn());
-    assert_eq!(held(&turns, "flood"), 4);
-    asked.extend((0..8).map(|at| turns.submit(request("calm", prompt(at, 8, 997), 100))));
-    (0..6).for_each(|_| turns.turn());
-    assert_eq!((held(&turns, "flood"), held(&turns, "calm")), (2, 2));
-    let batch = |at| Request { priority: Priority::Batch, ..request("bulk", prompt(at, 8, 997), 100) };
-    let mut turns = Turns::new(&config, FakeRunner::new(100, 997, 600));
-    let mut slow: Vec<Asked> = (0..8).map(|at| turns.submit(batch(at))).collect();
-    (0..4).for_each(|_| turns.turn());
-    slow.extend((0..4).map(|at| turns.submit(request("bulk", prompt(20 + at, 8, 997), 100))));
-    (0..6).for_each(|_| turns.turn());
-    let scheduler = &turns.engine.scheduler;
-    let interactive = |seq: &&Sequence| scheduler.groups[&seq.group].priority == Priority::Interactive;
-    assert_eq!(scheduler.running.iter().filter(interactive).count(), 4);
-    turns.finish(&mut slow);
-    assert!(slow.iter().all(|asked| asked.end == Some(Ok(()))), "batch requests come to their end");
-    drop(asked);
 }
