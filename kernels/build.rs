@@ -1,13 +1,57 @@
-//! With the feature `emulator`: compiles the device kernels and the emulator for the host, twice.
+//! With the feature `cuda`: compiles the device kernels for GPUs. With the feature `emulator`: compiles them and the
+//! emulator for the host, twice.
 //!
-//! A library per mode goes to `OUT_DIR`: `plain.so` compares values, `checked.so` also sees every access to memory
+//! For GPUs a fatbin a kernel file goes to `OUT_DIR`, by the same script that `make kernels-check` uses, and a list of
+//! them that `src/cuda/module.rs` includes.
+//!
+//! For the host a library per mode goes to `OUT_DIR`: `plain.so` compares values, `checked.so` also sees every access to memory
 //! (the compiler's `-fsanitize=thread` calls, which `kernels/emu/tsan.cpp` answers; the sanitizer's library is not
-//! linked). What compiled them is left beside them, so that the tests can compile a kernel with a fault in it.
+//! linked). What compiled them is left beside them, so that the tests can compile a kernel with a fault in it. With both
+//! features there is also `driver.so`, a stand-in for the CUDA driver on the emulator.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    #[cfg(feature = "cuda")]
+    gpu::build();
     #[cfg(feature = "emulator")]
     emulator::build();
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use std::path::PathBuf;
+    use std::process::Command;
+    use std::{env, fs};
+
+    pub(super) fn build() {
+        let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("fatbins");
+        println!("cargo::rerun-if-changed=cuda");
+        println!("cargo::rerun-if-env-changed=TARN_CUDA");
+        let toolkit = env::var_os("TARN_CUDA").map_or_else(|| "../.cuda/nvidia/cu13".into(), PathBuf::from);
+        let nvcc = toolkit.join("bin/nvcc");
+        assert!(
+            nvcc.exists(),
+            "the feature `cuda` needs the CUDA compiler, and {} is not there: `make cuda-toolchain` installs it, or \
+             TARN_CUDA names a CUDA 13.0 toolkit",
+            nvcc.display()
+        );
+        let toolkit = fs::canonicalize(toolkit).expect("it is there");
+        let mut script = Command::new("cuda/toolchain.sh");
+        let status = script.arg("compile").arg(&out).env("TARN_CUDA", toolkit).status().expect("bash starts");
+        assert!(status.success(), "the device kernels do not compile");
+        let mut names: Vec<String> = fs::read_dir("cuda")
+            .expect("the folder exists")
+            .filter_map(|entry| {
+                entry.ok()?.file_name().into_string().ok()?.strip_suffix(".cu").map(str::to_owned)
+            })
+            .collect();
+        names.sort();
+        let one = |name: &String| {
+            format!("(\"{name}\", fatbin!(\"{}\")),\n", out.join(format!("{name}.fatbin")).display())
+        };
+        let list = format!("&[\n{}]\n", names.iter().map(one).collect::<String>());
+        fs::write(out.join("list.rs"), list).expect("writes to OUT_DIR");
+    }
 }
 
 #[cfg(feature = "emulator")]
@@ -64,12 +108,17 @@ mod emulator {
             std::iter::once(tool.path().into()).chain(tool.args().iter().map(PathBuf::from)).collect();
         fs::write(out.join(format!("{mode}.command")), lines(&command)).expect("writes to OUT_DIR");
         objects.extend(kernels.compile_intermediates());
-        link(tool.path(), &objects, &out.join(format!("{mode}.so")));
+        link(tool.path(), &objects, &out.join(format!("{mode}.so")), &format!("{mode}.so"));
+        if cfg!(feature = "cuda") && !checked {
+            // Found where somebody opens the driver, once it is loaded.
+            objects.extend(base().opt_level(2).file("emu/driver.cpp").compile_intermediates());
+            link(tool.path(), &objects, &out.join("driver.so"), "libcuda.so");
+        }
     }
 
-    fn link(compiler: &Path, objects: &[PathBuf], library: &Path) {
+    fn link(compiler: &Path, objects: &[PathBuf], library: &Path, name: &str) {
         let status = std::process::Command::new(compiler)
-            .args(["-shared", "-o"])
+            .args(["-shared", &format!("-Wl,-soname,{name}"), "-o"])
             .arg(library)
             .args(objects)
             .status()

@@ -212,3 +212,14 @@ __device__ __forceinline__ float warp_max(float value) {
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, lanes));
     return value;
 }
+
+// The sum over the block, the same for all of its threads. `partial` is [kWarp], and another one for each sum.
+__device__ __forceinline__ float block_sum(float value, float* partial) {
+    const int thread = int(threadIdx.x), warps = int(blockDim.x) / kWarp;
+    value = warp_sum(value);
+    if (thread % kWarp == 0) partial[thread / kWarp] = value;
+    __syncthreads();  // the warps' sums are there
+    float all = 0.0f;
+    for (int warp = 0; warp < warps; warp++) all += partial[warp];
+    return all;
+}

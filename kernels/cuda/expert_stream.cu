@@ -2,7 +2,7 @@
 //
 // Everything is indexed by (token, rank) pair; `sorted_pairs` only says which pairs are an expert's. In w13 eight gate
 // rows alternate with their eight up rows: a panel of 16 has both, and a lane's accumulators hold a gate (row g) with
-// its up (row g + 8).
+// its up (row g + 8). Weights are of the activations' type, or fp8 codes with a scale a row that the sums are multiplied by.
 #include "expert_stream.cuh"
 
 __device__ __forceinline__ float silu(float x) {
@@ -10,9 +10,10 @@ __device__ __forceinline__ float silu(float x) {
 }
 
 // act [pairs, inner] = silu(x · w1 + delta1) * (x · w3 + delta3); deltas are those of tokens with an adapter.
-template <class T, int N>
-__device__ __forceinline__ void expert_up(const T* __restrict__ x,    // [tokens, k]
-                                          const T* __restrict__ w13,  // [experts, 2 inner, k]
+template <class T, class W, int N>
+__device__ __forceinline__ void expert_up(const T* __restrict__ x,           // [tokens, k]
+                                          const W* __restrict__ w13,         // [experts, 2 inner, k]
+                                          const float* __restrict__ scales,  // [experts, 2 inner] of fp8 weights
                                           const T* __restrict__ delta,  // [pairs, 2 inner] as w13, or null
                                           const uint32_t* __restrict__ slots,         // [tokens], with delta
                                           const uint32_t* __restrict__ offsets,       // [experts + 1]
@@ -43,7 +44,9 @@ __device__ __forceinline__ void expert_up(const T* __restrict__ x,    // [tokens
             const uint32_t row = first + uint32_t(tile * kTile + lane % 4 * 2 + i);
             const int gate_row = first_row + panel * kPanel + lane / 4;
             if (row >= end || gate_row >= n) continue;
-            float gate = joined<N>(sums, panel, tile, i, lane), up = joined<N>(sums, panel, tile, i + 2, lane);
+            const int64_t scale = int64_t(expert) * n + gate_row;
+            float gate = joined<N>(sums, panel, tile, i, lane) * scale_of<W>(scales, scale);
+            float up = joined<N>(sums, panel, tile, i + 2, lane) * scale_of<W>(scales, scale + 8);
             const int64_t pair = sorted_pairs[row];
             if (delta != nullptr && slots[pair / ranks] != kNone) {
                 gate += to_f32(delta[pair * n + gate_row]);
@@ -56,9 +59,10 @@ __device__ __forceinline__ void expert_up(const T* __restrict__ x,    // [tokens
 }
 
 // y [pairs, n] = act · w2 + delta.
-template <class T, int N>
-__device__ __forceinline__ void expert_down(const T* __restrict__ act,    // [pairs, k]
-                                            const T* __restrict__ w2,     // [experts, n, k]
+template <class T, class W, int N>
+__device__ __forceinline__ void expert_down(const T* __restrict__ act,         // [pairs, k]
+                                            const W* __restrict__ w2,          // [experts, n, k]
+                                            const float* __restrict__ scales,  // [experts, n] of fp8 weights
                                             const T* __restrict__ delta,  // [pairs, n] or null
                                             const uint32_t* __restrict__ slots,         // [tokens], with delta
                                             const uint32_t* __restrict__ offsets,       // [experts + 1]
@@ -88,7 +92,7 @@ __device__ __forceinline__ void expert_down(const T* __restrict__ act,    // [pa
             const uint32_t row = first + uint32_t(place.tile * kTile + place.token);
             const int out_row = first_row + place.row;
             if (row >= end || out_row >= n) continue;
-            float sum = joined<N>(sums, place);
+            float sum = joined<N>(sums, place) * scale_of<W>(scales, int64_t(expert) * n + out_row);
             const int64_t pair = sorted_pairs[row];
             if (delta != nullptr && slots[pair / ranks] != kNone) sum += to_f32(delta[pair * n + out_row]);
             y[pair * n + out_row] = sum;
@@ -119,29 +123,37 @@ __device__ __forceinline__ void expert_combine(const float* __restrict__ y,     
     for (int i = 0; i < W; i++) out[int64_t(token) * n + at + i] = from_f32<T>(sum[i]);
 }
 
-#define EXPERT_UP(name, T, N)                                                                                      \
-    KERNEL_FOR(kThreads, 2, name, const T* x, const T* w13, const T* delta, const uint32_t* slots,                        \
-           const uint32_t* offsets, const uint32_t* sorted_pairs, T* act, int ranks, int inner, int k) {           \
-        expert_up<T, N>(x, w13, delta, slots, offsets, sorted_pairs, act, ranks, inner, k);                        \
+#define EXPERT_UP(name, T, W, N)                                                                                       \
+    KERNEL_FOR(kThreads, 2, name, const T* x, const W* w13, const float* scales, const T* delta, const uint32_t* slots, \
+               const uint32_t* offsets, const uint32_t* sorted_pairs, T* act, int ranks, int inner, int k) {            \
+        expert_up<T, W, N>(x, w13, scales, delta, slots, offsets, sorted_pairs, act, ranks, inner, k);                  \
     }
-#define EXPERT_DOWN(name, T, N)                                                                                    \
-    KERNEL_FOR(kThreads, 2, name, const T* act, const T* w2, const T* delta, const uint32_t* slots,                       \
-           const uint32_t* offsets, const uint32_t* sorted_pairs, float* y, int ranks, int n, int k) {             \
-        expert_down<T, N>(act, w2, delta, slots, offsets, sorted_pairs, y, ranks, n, k);                           \
+#define EXPERT_DOWN(name, T, W, N)                                                                                      \
+    KERNEL_FOR(kThreads, 2, name, const T* act, const W* w2, const float* scales, const T* delta, const uint32_t* slots, \
+               const uint32_t* offsets, const uint32_t* sorted_pairs, float* y, int ranks, int n, int k) {              \
+        expert_down<T, W, N>(act, w2, scales, delta, slots, offsets, sorted_pairs, y, ranks, n, k);                     \
     }
 #define EXPERT_COMBINE(name, T, W)                                                                                 \
     KERNEL(256, name, const float* y, const float* weights, T* out, const uint32_t* tokens, int ranks, int n) {    \
         expert_combine<T, W>(y, weights, out, tokens, ranks, n);                                                   \
     }
 
-EXPERT_UP(expert_up_bf16_n1, bf16, 1)
-EXPERT_UP(expert_up_bf16_n4, bf16, 4)
-EXPERT_UP(expert_up_f16_n1, f16, 1)
-EXPERT_UP(expert_up_f16_n4, f16, 4)
-EXPERT_DOWN(expert_down_bf16_n1, bf16, 1)
-EXPERT_DOWN(expert_down_bf16_n4, bf16, 4)
-EXPERT_DOWN(expert_down_f16_n1, f16, 1)
-EXPERT_DOWN(expert_down_f16_n4, f16, 4)
+EXPERT_UP(expert_up_bf16_n1, bf16, bf16, 1)
+EXPERT_UP(expert_up_bf16_n4, bf16, bf16, 4)
+EXPERT_UP(expert_up_f16_n1, f16, f16, 1)
+EXPERT_UP(expert_up_f16_n4, f16, f16, 4)
+EXPERT_UP(expert_up_fp8_bf16_n1, bf16, fp8, 1)
+EXPERT_UP(expert_up_fp8_bf16_n2, bf16, fp8, 2)
+EXPERT_UP(expert_up_fp8_f16_n1, f16, fp8, 1)
+EXPERT_UP(expert_up_fp8_f16_n2, f16, fp8, 2)
+EXPERT_DOWN(expert_down_bf16_n1, bf16, bf16, 1)
+EXPERT_DOWN(expert_down_bf16_n4, bf16, bf16, 4)
+EXPERT_DOWN(expert_down_f16_n1, f16, f16, 1)
+EXPERT_DOWN(expert_down_f16_n4, f16, f16, 4)
+EXPERT_DOWN(expert_down_fp8_bf16_n1, bf16, fp8, 1)
+EXPERT_DOWN(expert_down_fp8_bf16_n2, bf16, fp8, 2)
+EXPERT_DOWN(expert_down_fp8_f16_n1, f16, fp8, 1)
+EXPERT_DOWN(expert_down_fp8_f16_n2, f16, fp8, 2)
 EXPERT_COMBINE(expert_combine_bf16, bf16, 4)
 EXPERT_COMBINE(expert_combine_f16, f16, 4)
 EXPERT_COMBINE(expert_combine_f32, float, 4)

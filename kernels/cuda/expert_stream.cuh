@@ -4,51 +4,56 @@
 // out[16 weight rows x 8 tokens] += w[16 x 16] * x[16 x 8]: tokens are the short side, so that one token wastes no
 // weight. The order of k inside a step is free as long as w and x agree, so lane (g, t) takes the 8 neighbours at
 // 8 t of rows g and g + 8: 16-byte copies feed the lane's own fragments, and only the lane that copied reads them, so
-// that the pipeline needs no barrier.
+// that the pipeline needs no barrier. Of fp8 weights these are 16 neighbours at 16 t, widened in registers.
 #pragma once
-#include "device.cuh"
+#include "fp8.cuh"
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
+// Of the ring, where many blocks lie on a multiprocessor.
 constexpr int kStages = 3;
 constexpr int kPanels = 2;
 constexpr int kPanel = 16;
 // Tokens of one product.
 constexpr int kTile = 8;
-// Elements along k that a warp takes at once: four lanes with 8 each.
-constexpr int kStep = 32;
-constexpr int kOwn = 8;
+// Elements along k that a warp takes at once: four lanes with 16 bytes of a weight row each.
+template <class W>
+constexpr int kStep = 4 * kWide<W>;
+
+// 16-byte parts of the token's elements that meet 16 bytes of a weight row.
+template <class T, class W>
+constexpr int kParts = kWide<W> / kWide<T>;
 
 // What a lane copies in a stage: its two rows of each panel, and its token of each tile.
-template <int N>
-constexpr int kSlots = 2 * kPanels + N;
+template <class T, class W, int N>
+constexpr int kSlots = 2 * kPanels + N * kParts<T, W>;
 
 // One step: c += rows · token, of each panel.
-template <class T, int N>
-__device__ __forceinline__ void multiply(float (&c)[kPanels][N][4], int tile, const Pack<uint32_t, 4> (&rows)[2 * kPanels],
-                                         const Pack<uint32_t, 4>& token) {
+template <class T, int N, int P>
+__device__ __forceinline__ void multiply(float (&c)[kPanels][N][4], int tile, const Pack<uint32_t, P> (&rows)[2 * kPanels],
+                                         const Pack<uint32_t, P>& token) {
 #pragma unroll
     for (int panel = 0; panel < kPanels; panel++) {
-        const Pack<uint32_t, 4>&upper = rows[2 * panel], &lower = rows[2 * panel + 1];
+        const Pack<uint32_t, P>&upper = rows[2 * panel], &lower = rows[2 * panel + 1];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const uint32_t a[4] = {upper.at[2 * half], lower.at[2 * half], upper.at[2 * half + 1], lower.at[2 * half + 1]};
-            const uint32_t b[2] = {token.at[2 * half], token.at[2 * half + 1]};
+        for (int part = 0; part < P / 2; part++) {
+            const uint32_t a[4] = {upper.at[2 * part], lower.at[2 * part], upper.at[2 * part + 1], lower.at[2 * part + 1]};
+            const uint32_t b[2] = {token.at[2 * part], token.at[2 * part + 1]};
             mma_m16n8k16<T>(c[panel][tile], a, b);
         }
     }
 }
 
 // c [panels][token tiles] = w · x over this warp's part of columns `from..to`. Rows of w are `first_row..n`, `stride`
-// apart; `x[tile]` is this lane's token or null.
-template <class T, int N>
-__device__ __forceinline__ void stream(float (&c)[kPanels][N][4], const T* w, int first_row, int n, int stride,
+// apart; `x[tile]` is this lane's token or null. The ring has S stages.
+template <class T, int N, int S = kStages, class W>
+__device__ __forceinline__ void stream(float (&c)[kPanels][N][4], const W* w, int first_row, int n, int stride,
                                        int from, int to, const T* const (&x)[N], Pack<uint32_t, 4>* ring) {
     const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
-    const int steps = (to - from + kStep - 1) / kStep;
-    const auto slot = [&](int stage, int at) { return ring + (stage * kSlots<N> + at) * kThreads + thread; };
+    const int steps = (to - from + kStep<W> - 1) / kStep<W>;
+    const auto slot = [&](int stage, int at) { return ring + (stage * kSlots<T, W, N> + at) * kThreads + thread; };
     const auto start = [&](int step, int stage) {
-        const int column = from + step * kStep + t * kOwn;
+        const int column = from + step * kStep<W> + t * kWide<W>;
         const bool inside = step < steps && column < to;
         if (step < steps) {
 #pragma unroll
@@ -60,26 +65,38 @@ __device__ __forceinline__ void stream(float (&c)[kPanels][N][4], const T* w, in
 #pragma unroll
             for (int tile = 0; tile < N; tile++) {
                 const bool has = inside && x[tile] != nullptr;
-                cp_async16(slot(stage, 2 * kPanels + tile), has ? x[tile] + column : w, has ? 16 : 0);
+#pragma unroll
+                for (int part = 0; part < kParts<T, W>; part++) {
+                    const void* const own = has ? static_cast<const void*>(x[tile] + column + part * kWide<T>) : w;
+                    cp_async16(slot(stage, 2 * kPanels + tile * kParts<T, W> + part), own, has ? 16 : 0);
+                }
             }
         }
         cp_async_commit();
     };
 #pragma unroll
-    for (int ahead = 0; ahead < kStages - 1; ahead++) start(warp + ahead * kWarps, ahead);
+    for (int ahead = 0; ahead < S - 1; ahead++) start(warp + ahead * kWarps, ahead);
     int stage = 0;
     for (int step = warp; step < steps; step += kWarps) {
-        cp_async_wait<kStages - 2>();
-        Pack<uint32_t, 4> rows[2 * kPanels];
+        cp_async_wait<S - 2>();
+        constexpr int kPairs = kWide<W> / 2;
+        Pack<uint32_t, kPairs> rows[2 * kPanels];
 #pragma unroll
-        for (int at = 0; at < 2 * kPanels; at++) rows[at] = load<4>(&slot(stage, at)->at[0]);
+        for (int at = 0; at < 2 * kPanels; at++) rows[at] = widened<T, W>(load<4>(&slot(stage, at)->at[0]));
 #pragma unroll
         for (int tile = 0; tile < N; tile++) {
-            multiply<T, N>(c, tile, rows, load<4>(&slot(stage, 2 * kPanels + tile)->at[0]));
+            Pack<uint32_t, kPairs> token;
+#pragma unroll
+            for (int part = 0; part < kParts<T, W>; part++) {
+                const auto own = load<4>(&slot(stage, 2 * kPanels + tile * kParts<T, W> + part)->at[0]);
+#pragma unroll
+                for (int i = 0; i < 4; i++) token.at[part * 4 + i] = own.at[i];
+            }
+            multiply<T, N>(c, tile, rows, token);
         }
         // The stage that was read in the step before is free.
-        start(step + (kStages - 1) * kWarps, stage == 0 ? kStages - 1 : stage - 1);
-        stage = stage == kStages - 1 ? 0 : stage + 1;
+        start(step + (S - 1) * kWarps, stage == 0 ? S - 1 : stage - 1);
+        stage = stage == S - 1 ? 0 : stage + 1;
     }
 }
 

@@ -6,7 +6,7 @@
 // its weights are a few steps long.
 #include "expert_stream.cuh"
 
-constexpr int kMaxRank = 128;
+constexpr int kMaxRank = 256;
 // Between the rows of v in shared memory, so that eight of them lie in different banks.
 constexpr int kPad = 8;
 
@@ -20,7 +20,7 @@ __device__ __forceinline__ void lora_shrink(const T* __restrict__ x,  // [pairs 
     const int adapter = int(blockIdx.y), first_row = int(blockIdx.x) * kPanels * kPanel;
     const uint32_t begin = offsets[adapter], end = offsets[adapter + 1];
     const int parts = int(gridDim.z), part = int(blockIdx.z);
-    const int each = ((k + kStep - 1) / kStep + parts - 1) / parts * kStep;
+    const int each = ((k + kStep<T> - 1) / kStep<T> + parts - 1) / parts * kStep<T>;
     const int from = min(part * each, k), to = min(from + each, k);
     DYNAMIC_SHARED(memory);
     float* const sums = reinterpret_cast<float*>(memory);
@@ -65,7 +65,7 @@ __device__ __forceinline__ void lora_expand(const float* __restrict__ v,  // [pa
     const float scale = scales[adapter / experts];
     const int thread = int(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp, g = lane / 4, t = lane % 4;
     const int first_row = (int(blockIdx.x) * kWarps + warp) * kPanels * kPanel;
-    const int stride = rank + kPad, steps = (rank + kStep - 1) / kStep;
+    const int stride = rank + kPad, steps = (rank + kStep<T> - 1) / kStep<T>;
     const T* const own = b + int64_t(adapter) * n * rank;
     for (uint32_t first = begin; first < end; first += N * kTile) {
         for (int unit = thread; unit < N * kTile * rank; unit += kThreads) {
@@ -81,7 +81,7 @@ __device__ __forceinline__ void lora_expand(const float* __restrict__ v,  // [pa
         __syncthreads();  // v is there
         float c[kPanels][N][4] = {};
         for (int step = 0; step < steps; step++) {
-            const int column = step * kStep + t * kOwn;
+            const int column = step * kStep<T> + t * kWide<T>;
             Pack<uint32_t, 4> rows[2 * kPanels] = {};
 #pragma unroll
             for (int at = 0; at < 2 * kPanels; at++) {

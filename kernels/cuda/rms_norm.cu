@@ -30,12 +30,7 @@ __device__ __forceinline__ void rms_norm(const T* __restrict__ x,           // [
 #pragma unroll
         for (int i = 0; i < W; i++) squares = fmaf(to_f32(kept[p].at[i]), to_f32(kept[p].at[i]), squares);
     }
-    squares = warp_sum(squares);
-    if (thread % kWarp == 0) partial[thread / kWarp] = squares;
-    __syncthreads();
-    float all = 0.0f;
-    for (int warp = 0; warp < threads / kWarp; warp++) all += partial[warp];
-    const float scale = rsqrtf(all / float(h) + eps);
+    const float scale = rsqrtf(block_sum(squares, partial) / float(h) + eps);
 #pragma unroll
     for (int p = 0; p < kPacks; p++) {
         const int at = (p * threads + thread) * W;

@@ -4,7 +4,7 @@
 // by the weight (or number) of its tokens: first in a histogram of distances from the largest logit, then bit by bit of
 // the logit among those at that distance. Weights are integers, so that sums do not depend on the order of atomics and a
 // seed gives the same token every time. Without truncation tokens are drawn in the order of ids, as on the CPU.
-#include "device.cuh"
+#include "order.cuh"
 
 using u64 = unsigned long long;
 
@@ -41,12 +41,6 @@ __device__ __forceinline__ uint32_t philox(const Sampling& how) {
         key[1] += 0xBB67AE85u;
     }
     return counter[0] >> 8;
-}
-
-// Grows with the value: the order of keys is the total order of values, as on the CPU.
-__device__ __forceinline__ uint32_t key_of(float x) {
-    const uint32_t bits = __float_as_uint(x);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
 __device__ __forceinline__ u64 shuffle_up(u64 value, int by) {

@@ -55,6 +55,8 @@ struct Entry {
     void* function;
     const Entry* next;
 
+    static const Entry* named(const char* name);
+
     template <class... A>
     Entry(const char* name, unsigned max_threads, void (*function)(A...))
         : name(name),
@@ -125,6 +127,13 @@ inline int shuffle(Op op, uint32_t mask, int value, int argument, int line) {
 inline int __popc(uint32_t value) { return __builtin_popcount(value); }
 inline int __ffs(uint32_t value) { return __builtin_ffs(int(value)); }
 inline int __clz(uint32_t value) { return value == 0 ? 32 : __builtin_clz(value); }
+// Selectors that copy a sign are not in the subset.
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+    const uint64_t bytes = uint64_t(high) << 32 | low;
+    uint32_t out = 0;
+    for (int at = 0; at < 4; at++) out |= uint32_t(bytes >> ((selector >> 4 * at & 7) * 8) & 0xff) << 8 * at;
+    return out;
+}
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t((uint64_t(a) * b) >> 32); }
 inline float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 inline float __expf(float value) { return expf(value); }

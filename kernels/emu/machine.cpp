@@ -33,6 +33,12 @@ void Entry::enroll(Entry* entry) {
     entries = entry;
 }
 
+const Entry* Entry::named(const char* name) {
+    const Entry* entry = entries;
+    while (entry != nullptr && strcmp(entry->name, name) != 0) entry = entry->next;
+    return entry;
+}
+
 Region::Region(std::string name, size_t bytes, Use use) : name(std::move(name)), use(use), bytes(bytes) {
     const size_t all = bytes + 3 * kRedZone;
     owner.reset(new unsigned char[all]);
@@ -107,8 +113,7 @@ void Machine::fail(const char* format, ...) {
 }
 
 bool Machine::check(const char* kernel, size_t dynamic_bytes, const unsigned* sizes, int count) {
-    entry = entries;
-    while (entry != nullptr && strcmp(entry->name, kernel) != 0) entry = entry->next;
+    entry = Entry::named(kernel);
     char text[256];
     if (entry == nullptr) {
         snprintf(text, sizeof text, "there is no kernel %s", kernel);

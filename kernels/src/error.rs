@@ -50,6 +50,12 @@ pub enum KernelError {
         /// What it must be.
         expected: crate::DType,
     },
+    /// A device or its driver refused or failed.
+    #[error("{what}")]
+    Device {
+        /// What it says, with the kernel or the call.
+        what: String,
+    },
     /// Memory could not be had.
     #[error("cannot allocate {bytes} bytes")]
     OutOfMemory {

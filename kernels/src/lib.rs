@@ -6,10 +6,12 @@
 //! | [`exec`], [`team`] | how an op runs: the plain reference, or SIMD over a [`Team`] of threads |
 //! | [`gate`] | lets latency-bound work go before bulk work |
 //! | [`pack`], [`blocks`] | weights from any source to panels of 16 rows; the only writer of packed weights |
+//! | [`fp8`] | weights as 8-bit floats with a scale a row |
 //! | [`mod@matmul`], [`expert_mlp`] | dense and grouped products |
 //! | [`lora`] | what adapters add to products |
 //! | [`kv`], [`mod@paged_attention`], [`mod@encoder_attention`] | the KV cache and attention over it |
 //! | [`device`] | what the kernels of `cuda/` are launched with |
+//! | [`gpu`] | which GPU there is, or why none; with the feature `cuda`, `cuda` runs launches on it |
 //! | the rest | one op a file |
 //!
 //! Every op takes an [`Exec`] first, checks shapes and index ranges, and never allocates, synchronises or reads
@@ -23,9 +25,11 @@
 
 pub mod blocks;
 pub mod buf;
-#[cfg(any(test, feature = "emulator"))]
+#[cfg(any(test, feature = "emulator", feature = "cuda"))]
 pub mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod device;
 pub mod embed_rows;
 #[cfg(feature = "emulator")]
@@ -35,8 +39,10 @@ pub mod error;
 pub mod exec;
 pub mod expert_groups;
 pub mod expert_mlp;
+pub mod fp8;
 pub mod gate;
 pub mod gelu;
+pub mod gpu;
 pub mod kv;
 pub mod layer_norm;
 pub mod logits;
@@ -62,6 +68,7 @@ pub use error::{KernelError, Result};
 pub use exec::Exec;
 pub use expert_groups::ExpertGroups;
 pub use expert_mlp::{expert_down, gated_up};
+pub use fp8::Fp8Rows;
 pub use gate::{Gate, Held};
 pub use gelu::{GeluKind, gelu};
 pub use kv::{BLOCK, KvCacheBuf, KvDType, KvLayer, KvLayerMut};

@@ -7,6 +7,7 @@ use crate::buf::{RawRows, View, ViewMut};
 use crate::cpu::{Portable, float, int};
 use crate::error::{KernelError, Result, at_least, same};
 use crate::exec::{Exec, share};
+use crate::fp8;
 use crate::lora::Deltas;
 use crate::pack::{CHUNK, Packed, Segment, WeightFormat, unpack_row};
 use crate::workspace::{Quantized, Workspace};
@@ -264,6 +265,7 @@ impl Job<'_> {
             match segment.format {
                 WeightFormat::BF16 => float::run_bf16(&job),
                 WeightFormat::F16 => float::run_f16(&job),
+                WeightFormat::Fp8 => float::run_fp8(&job),
                 _ => float::run_f32(&job),
             }
         }
@@ -295,9 +297,20 @@ impl Job<'_> {
             (WeightFormat::Int8 | WeightFormat::Int4, Some(quantized)) => {
                 reference_int(segment, packed_row, quantized, self.product.stride, source, weights.len())
             }
+            (WeightFormat::Fp8, _) => reference_fp8(segment, packed_row, self.product.x.row(source)),
             _ => self.product.x.row(source).iter().zip(weights).fold(0.0, |sum, (x, w)| x.mul_add(*w, sum)),
         }
     }
+}
+
+/// The dot of one weight row's codes and `x`, times the row's scale.
+fn reference_fp8(segment: &Segment, row: usize, x: &[f32]) -> f32 {
+    let (panel, lane) = (row / 16, row % 16);
+    let bytes = &segment.data.bytes()[panel * segment.panel_bytes..][..segment.panel_bytes];
+    let (codes, scales) = bytes.split_at(x.len() * 16);
+    let scale = f32::from_le_bytes(scales[lane * 4..lane * 4 + 4].try_into().unwrap_or_default());
+    let codes = codes.iter().skip(lane).step_by(16);
+    x.iter().zip(codes).fold(0.0, |sum, (x, code)| x.mul_add(fp8::decode(*code), sum)) * scale
 }
 
 /// The integer dot of one weight row and one quantised row, group by group.

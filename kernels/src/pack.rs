@@ -5,6 +5,7 @@
 //! | format | a panel |
 //! |---|---|
 //! | F32, F16, BF16 | `[K][16]` |
+//! | Fp8 | codes u8 `[K][16]`, then scales f32 `[16]` |
 //! | Int8 | codes + 128 as u8 `[K/4][16][4]`, then scales f32 `[K/g][16]`, g = 32 (Q8_0) or 16 (Q6_K) |
 //! | Int4 | nibbles `[K/32][4][64]` (byte `j` of step `s`: low = k-step `s`, high = k-step `s + 4`), then scales and minima f32 `[K/32][16]` each |
 //!
@@ -18,6 +19,7 @@ use crate::blocks::{self, BlockFormat};
 use crate::buf::{Buf, DType};
 use crate::cpu::LANES;
 use crate::error::{KernelError, Result, same};
+use crate::fp8;
 
 /// Panels that a worker takes at a time: the widest tile. Workers take the next chunk when they are done with one,
 /// because cores are shared with other work and a fixed share ends with the slowest of them.
@@ -45,6 +47,8 @@ pub enum WeightFormat {
     F16,
     /// bfloat16.
     BF16,
+    /// Codes of [`fp8`] with a scale a row.
+    Fp8,
     /// 8-bit codes with a scale a group.
     Int8,
     /// 4-bit codes with a scale and a minimum a group.
@@ -208,7 +212,8 @@ impl PackedExperts {
 /// Where packed row `r` of a segment comes from; `None` is padding.
 type RowOf<'a> = dyn Fn(usize) -> Option<(WeightData<'a>, usize)> + Sync + 'a;
 
-/// Packs `data` `[n, k]`; `target` converts floats (and dequantises blocks), `None` keeps what is there.
+/// Packs `data` `[n, k]`; `target` converts floats (and dequantises blocks), `None` keeps what is there. As fp8, a row
+/// with a weight that is not finite yields no number.
 ///
 /// # Errors
 /// [`KernelError::Shape`] when `data` is not `[n, k]`, [`KernelError::OutOfMemory`].
@@ -317,6 +322,7 @@ pub(crate) fn unpack_row(segment: &Segment, row: usize, out: &mut [f32]) {
             WeightFormat::F32 => f32_at(bytes, flat),
             WeightFormat::F16 => f16::from_le_bytes([bytes[flat * 2], bytes[flat * 2 + 1]]).to_f32(),
             WeightFormat::BF16 => bf16::from_le_bytes([bytes[flat * 2], bytes[flat * 2 + 1]]).to_f32(),
+            WeightFormat::Fp8 => f32_at(&bytes[k * LANES..], lane) * fp8::decode(bytes[flat]),
             WeightFormat::Int8 => {
                 let code = i32::from(bytes[(at / 4 * LANES + lane) * 4 + at % 4]) - 128;
                 code as f32 * f32_at(&bytes[k * LANES..], at / segment.group * LANES + lane)
@@ -352,7 +358,9 @@ fn resolve(sources: &[WeightData<'_>], target: Option<WeightFormat>) -> Result<(
         Some(WeightFormat::Int8 | WeightFormat::Int4) if Some(first.0) != target => {
             Err(KernelError::Unsupported { op: "pack", what: "quantising floats: bits", value: 8 })
         }
-        Some(format @ (WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16)) => Ok((format, 1)),
+        Some(format @ (WeightFormat::F32 | WeightFormat::F16 | WeightFormat::BF16 | WeightFormat::Fp8)) => {
+            Ok((format, 1))
+        }
         _ if sources.iter().all(|source| source.natural() == first) => Ok(first),
         _ => Ok((WeightFormat::F16, 1)),
     }
@@ -371,6 +379,7 @@ fn segment<'a>(
     let panel_bytes = match format {
         WeightFormat::F32 => k * LANES * 4,
         WeightFormat::F16 | WeightFormat::BF16 => k * LANES * 2,
+        WeightFormat::Fp8 => k * LANES + LANES * 4,
         WeightFormat::Int8 => k * LANES + groups * LANES * 4,
         WeightFormat::Int4 => k * LANES / 2 + groups * LANES * 8,
     };
@@ -378,6 +387,7 @@ fn segment<'a>(
     data.bytes_mut().par_chunks_exact_mut(panel_bytes.max(1)).enumerate().for_each(|(panel, bytes)| {
         match format {
             WeightFormat::Int8 | WeightFormat::Int4 => int_panel(format, group, panel, k, row_of, bytes),
+            WeightFormat::Fp8 => fp8_panel(panel, k, row_of, bytes),
             _ => float_panel(format, panel, k, row_of, bytes),
         }
     });
@@ -400,6 +410,20 @@ fn float_panel(format: WeightFormat, panel: usize, k: usize, row_of: &RowOf<'_>,
                 }
                 _ => bytes[flat * 4..flat * 4 + 4].copy_from_slice(&value.to_le_bytes()),
             }
+        }
+    }
+}
+
+fn fp8_panel(panel: usize, k: usize, row_of: &RowOf<'_>, bytes: &mut [u8]) {
+    let mut row = vec![0.0_f32; k];
+    let (codes, scales) = bytes.split_at_mut(k * LANES);
+    for lane in 0..LANES {
+        let Some((data, from)) = row_of(panel * LANES + lane) else { continue };
+        data.row(from, &mut row);
+        let scale = fp8::scale_of(&row);
+        scales[lane * 4..][..4].copy_from_slice(&scale.to_le_bytes());
+        for (at, value) in row.iter().enumerate() {
+            codes[at * LANES + lane] = fp8::encode(value / scale);
         }
     }
 }

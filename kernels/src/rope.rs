@@ -59,6 +59,14 @@ impl RopeTable {
         Ok(RopeTable { half, max_pos, data })
     }
 
+    /// `[max_pos][cos D/2 | sin D/2]`.
+    ///
+    /// # Errors
+    /// None: the table is f32.
+    pub fn values(&self) -> Result<&[f32]> {
+        self.data.as_f32()
+    }
+
     /// Positions that the table has.
     #[must_use]
     pub fn max_pos(&self) -> usize {

@@ -5,10 +5,14 @@ use crate::blocks::BlockFormat;
 #[cfg(test)]
 use crate::cpu::Level;
 
-#[cfg(feature = "emulator")]
+#[cfg(any(feature = "emulator", feature = "cuda"))]
 mod device;
-#[cfg(feature = "emulator")]
-pub use device::{Device, Suite, Use, suites};
+#[cfg(any(feature = "emulator", feature = "cuda"))]
+pub use device::{CheckDevice, Suite, suites};
+#[cfg(any(feature = "emulator", feature = "cuda"))]
+pub mod timing;
+#[cfg(any(feature = "emulator", feature = "cuda"))]
+pub use timing::TimedDevice;
 
 /// `len` values in -1..1 from a counter hash.
 pub(crate) fn fill(len: usize, seed: u64) -> Vec<f32> {

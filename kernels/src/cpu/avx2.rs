@@ -7,6 +7,19 @@ use super::Isa;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2;
 
+/// 16 fp8 codes as halves: sign, and exponent and mantissa one place behind it.
+///
+/// # Safety
+/// AVX2 is there; 16 bytes are readable.
+#[inline(always)]
+pub(super) unsafe fn halves_of_fp8(p: *const u8) -> __m256i {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let signed = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+        _mm256_and_si256(_mm256_slli_epi16::<7>(signed), _mm256_set1_epi16(0xbf80_u16 as i16))
+    }
+}
+
 // SAFETY: the methods are inlined into functions that enable the features they use (`dispatch!`); unaligned loads
 // and stores touch exactly 16 elements, as the contract allows.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one argument for all: the impl's SAFETY note")]
@@ -40,6 +53,14 @@ unsafe impl Isa for Avx2 {
     unsafe fn load_f16(p: *const half::f16) -> Self::F {
         unsafe {
             [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))]
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fp8(p: *const u8) -> Self::F {
+        unsafe {
+            let halves = halves_of_fp8(p);
+            let low = _mm256_castsi256_si128(halves);
+            [_mm256_cvtph_ps(low), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves))]
         }
     }
     #[inline(always)]

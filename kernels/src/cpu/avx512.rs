@@ -38,6 +38,10 @@ unsafe impl Isa for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_fp8(p: *const u8) -> __m512 {
+        unsafe { _mm512_cvtph_ps(super::avx2::halves_of_fp8(p)) }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
         unsafe { _mm512_storeu_ps(p, v) }
     }

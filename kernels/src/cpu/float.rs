@@ -1,8 +1,9 @@
-//! Products with float weights: `x [M, K] · panelᵀ`, each output a sequential fused sum over k.
+//! Products with float weights: `x [M, K] · panelᵀ`, each output a sequential fused sum over k, and then its row's scale
+//! where weights are fp8 codes.
 
 use std::marker::PhantomData;
 
-use super::{Isa, LANES, dispatch};
+use super::{FP8_UNITS, Isa, LANES, dispatch};
 use crate::buf::RawRows;
 use crate::cpu::math::silu;
 use crate::lora::RowDeltas;
@@ -106,6 +107,15 @@ pub(crate) trait Element: Copy {
     /// # Safety
     /// As [`Isa::load`].
     unsafe fn load<S: Isa>(p: *const Self) -> S::F;
+
+    /// What sums over `panel`, of `k` columns, stand for.
+    ///
+    /// # Safety
+    /// The panel is one of such weights.
+    #[inline(always)]
+    unsafe fn finish<S: Isa>(sums: S::F, _panel: *const Self, _k: usize) -> S::F {
+        sums
+    }
 }
 
 impl Element for f32 {
@@ -130,6 +140,28 @@ impl Element for half::f16 {
     }
 }
 
+/// An fp8 code. The codes of a panel are followed by the scales of its rows.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+struct Code(u8);
+
+impl Element for Code {
+    #[inline(always)]
+    unsafe fn load<S: Isa>(p: *const Code) -> S::F {
+        // SAFETY: forwarded.
+        unsafe { S::load_fp8(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn finish<S: Isa>(sums: S::F, panel: *const Code, k: usize) -> S::F {
+        // SAFETY: 16 scales lie behind the panel's codes.
+        unsafe {
+            let scales = S::load(panel.add(k * LANES).cast());
+            S::mul(sums, S::mul(scales, S::set1(FP8_UNITS)))
+        }
+    }
+}
+
 dispatch!(
     /// # Safety
     /// The job's pointers cover what its shape says; no other worker writes its panels' columns.
@@ -144,6 +176,11 @@ dispatch!(
     /// # Safety
     /// As [`run_f32`].
     pub(crate) unsafe fn run_f16(job: &FloatJob) = run_inner_f16
+);
+dispatch!(
+    /// # Safety
+    /// As [`run_f32`].
+    pub(crate) unsafe fn run_fp8(job: &FloatJob) = run_inner_fp8
 );
 
 #[inline(always)]
@@ -160,6 +197,11 @@ unsafe fn run_inner_bf16<S: Isa>(job: &FloatJob) {
 unsafe fn run_inner_f16<S: Isa>(job: &FloatJob) {
     // SAFETY: forwarded.
     unsafe { panels::<S, half::f16>(job, PhantomData) }
+}
+#[inline(always)]
+unsafe fn run_inner_fp8<S: Isa>(job: &FloatJob) {
+    // SAFETY: forwarded.
+    unsafe { panels::<S, Code>(job, PhantomData) }
 }
 
 #[inline(always)]
@@ -212,7 +254,7 @@ unsafe fn tile<S: Isa, W: Element, const MR: usize, const NP: usize>(
     row: usize,
     panel: usize,
 ) {
-    // SAFETY: rows row..row+MR and panels panel..panel+NP exist; a panel is k * 16 elements.
+    // SAFETY: rows row..row+MR and panels panel..panel+NP exist; a panel has k * 16 elements.
     unsafe {
         let mut x = [std::ptr::null::<f32>(); MR];
         for (r, x) in x.iter_mut().enumerate() {
@@ -238,7 +280,7 @@ unsafe fn tile<S: Isa, W: Element, const MR: usize, const NP: usize>(
         for r in 0..MR {
             for p in 0..NP {
                 let mut values = [0.0_f32; LANES];
-                S::store(values.as_mut_ptr(), acc[r][p]);
+                S::store(values.as_mut_ptr(), W::finish::<S>(acc[r][p], w[p], job.k));
                 job.sink.put::<S>(row + r, panel + p, values);
             }
         }

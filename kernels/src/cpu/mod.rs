@@ -24,6 +24,9 @@ pub(crate) use portable::Portable;
 /// Lanes of a vector, rows of a weight panel, keys of a KV block.
 pub(crate) const LANES: usize = 16;
 
+/// What the bits of an fp8 code are worth, over what they would be as those of a half: the difference of their biases.
+pub(crate) const FP8_UNITS: f32 = 256.0;
+
 /// 16 f32 (or i32) lanes.
 ///
 /// # Safety
@@ -41,6 +44,8 @@ pub(crate) unsafe trait Isa: Copy {
     unsafe fn load(p: *const f32) -> Self::F;
     unsafe fn load_bf16(p: *const half::bf16) -> Self::F;
     unsafe fn load_f16(p: *const half::f16) -> Self::F;
+    /// The values of 16 codes of [`crate::fp8`] in units of [`FP8_UNITS`]: their bits are those of a half's value.
+    unsafe fn load_fp8(p: *const u8) -> Self::F;
     unsafe fn store(p: *mut f32, v: Self::F);
     /// `a * b + c`, fused.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;

@@ -35,6 +35,12 @@ unsafe impl Isa for Portable {
         unsafe { p.cast::<[half::f16; LANES]>().read_unaligned() }.map(half::f16::to_f32)
     }
     #[inline(always)]
+    unsafe fn load_fp8(p: *const u8) -> Self::F {
+        // SAFETY: readable for 16 elements by contract.
+        let codes = unsafe { p.cast::<[u8; LANES]>().read_unaligned() };
+        codes.map(|code| half::f16::from_bits((i16::from(code as i8) << 7) as u16 & 0xbf80).to_f32())
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::F) {
         // SAFETY: writable for 16 elements by contract.
         unsafe { p.cast::<[f32; LANES]>().write_unaligned(v) }

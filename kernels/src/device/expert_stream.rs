@@ -1,9 +1,10 @@
 //! The products of a mixture of experts for few tokens, `kernels/cuda/expert_stream.cu`.
 //!
 //! Weights are `w13 [experts, 2 inner, h]` and `w2 [experts, h, inner]`, k contiguous; in w13 eight gate rows alternate
-//! with their eight up rows ([`interleave`]).
+//! with their eight up rows ([`interleave`]). As fp8 they have scales `[experts, 2 inner]` and `[experts, h]` in the order of
+//! the rows.
 
-use super::{Launch, Ptr, by_type, extent, int};
+use super::{Launch, Ptr, Weights, by_type, extent, int};
 use crate::DType;
 use crate::error::{KernelError, Result};
 
@@ -13,6 +14,9 @@ const STAGES: usize = 3;
 const ROWS: usize = 32;
 /// Tokens of one product.
 const TILE: usize = 8;
+/// Products of a block that takes many tokens; with fp8 weights twice the activations meet 16 bytes of weights.
+const TILES: usize = 4;
+const TILES_FP8: usize = 2;
 /// Gate rows, then up rows, of a panel of w13.
 const HALF_PANEL: usize = 8;
 
@@ -23,7 +27,7 @@ pub struct Experts {
     pub offsets: Ptr,
     /// `[pairs]` u32, from [`super::expert_align`].
     pub sorted_pairs: Ptr,
-    /// Element type of activations and weights: bf16 or f16.
+    /// Element type of activations and plain weights: bf16 or f16.
     pub dtype: DType,
     /// Experts.
     pub experts: usize,
@@ -55,32 +59,46 @@ impl Delta {
 ///
 /// # Errors
 /// [`KernelError`] when 16-byte accesses do not fit the shape, or for f32.
-pub fn expert_up(shape: &Experts, x: Ptr, w13: Ptr, delta: Delta, act: Ptr) -> Result<Launch> {
+pub fn expert_up(shape: &Experts, x: Ptr, w13: Weights, delta: Delta, act: Ptr) -> Result<Launch> {
     const OP: &str = "device::expert_up";
-    let many = ["expert_up_bf16_n4", "expert_up_f16_n4"];
-    let launch = stream(OP, shape, 2 * shape.inner, ["expert_up_bf16_n1", "expert_up_f16_n1"], many)?;
+    let plain = Entries {
+        one: ["expert_up_bf16_n1", "expert_up_f16_n1"],
+        many: ["expert_up_bf16_n4", "expert_up_f16_n4"],
+    };
+    let fp8 = Entries {
+        one: ["expert_up_fp8_bf16_n1", "expert_up_fp8_f16_n1"],
+        many: ["expert_up_fp8_bf16_n2", "expert_up_fp8_f16_n2"],
+    };
+    let launch = stream(OP, shape, w13, 2 * shape.inner, &w13.choose(plain, fp8))?;
     let inner = int(OP, "an inner width", shape.inner)?;
-    Ok(launch.ptrs(&[x, w13, delta.values, delta.slots, shape.offsets, shape.sorted_pairs, act]).ints(&[
-        int(OP, "experts a token", shape.ranks)?,
-        inner,
-        int(OP, "a width", shape.h)?,
-    ]))
+    Ok(launch
+        .ptr(x)
+        .ptrs(&w13.ptrs())
+        .ptrs(&[delta.values, delta.slots, shape.offsets, shape.sorted_pairs, act])
+        .ints(&[int(OP, "experts a token", shape.ranks)?, inner, int(OP, "a width", shape.h)?]))
 }
 
 /// `y [pairs, h] = act · w2 + delta` f32.
 ///
 /// # Errors
 /// As [`expert_up`].
-pub fn expert_down(shape: &Experts, act: Ptr, w2: Ptr, delta: Delta, y: Ptr) -> Result<Launch> {
+pub fn expert_down(shape: &Experts, act: Ptr, w2: Weights, delta: Delta, y: Ptr) -> Result<Launch> {
     const OP: &str = "device::expert_down";
-    let many = ["expert_down_bf16_n4", "expert_down_f16_n4"];
-    let launch = stream(OP, shape, shape.h, ["expert_down_bf16_n1", "expert_down_f16_n1"], many)?;
+    let plain = Entries {
+        one: ["expert_down_bf16_n1", "expert_down_f16_n1"],
+        many: ["expert_down_bf16_n4", "expert_down_f16_n4"],
+    };
+    let fp8 = Entries {
+        one: ["expert_down_fp8_bf16_n1", "expert_down_fp8_f16_n1"],
+        many: ["expert_down_fp8_bf16_n2", "expert_down_fp8_f16_n2"],
+    };
+    let launch = stream(OP, shape, w2, shape.h, &w2.choose(plain, fp8))?;
     let (n, k) = (int(OP, "a width", shape.h)?, int(OP, "an inner width", shape.inner)?);
-    Ok(launch.ptrs(&[act, w2, delta.values, delta.slots, shape.offsets, shape.sorted_pairs, y]).ints(&[
-        int(OP, "experts a token", shape.ranks)?,
-        n,
-        k,
-    ]))
+    Ok(launch
+        .ptr(act)
+        .ptrs(&w2.ptrs())
+        .ptrs(&[delta.values, delta.slots, shape.offsets, shape.sorted_pairs, y])
+        .ints(&[int(OP, "experts a token", shape.ranks)?, n, k]))
 }
 
 /// `out [tokens, h] = Σ over ranks of weights [tokens, ranks] * y`, in the order of ranks; `tokens` is their number.
@@ -105,32 +123,36 @@ pub fn expert_combine(shape: &Experts, y: Ptr, weights: Ptr, out: Ptr, tokens: P
         .ints(&[int(OP, "experts a token", shape.ranks)?, int(OP, "a width", shape.h)?]))
 }
 
+/// Names of a product's entries for bf16 and f16: those of one tile of tokens, those of many.
+struct Entries {
+    one: [&'static str; 2],
+    many: [&'static str; 2],
+}
+
 fn stream(
     op: &'static str,
     shape: &Experts,
+    weights: Weights,
     n: usize,
-    one: [&'static str; 2],
-    many: [&'static str; 2],
+    entries: &Entries,
 ) -> Result<Launch> {
-    for width in [shape.h, shape.inner] {
-        if width == 0 || !width.is_multiple_of(8) {
-            return Err(KernelError::Unsupported {
-                op,
-                what: "a width that is no multiple of 8",
-                value: width,
-            });
-        }
-    }
+    weights.fit(op, &[shape.h, shape.inner])?;
     // Where no expert can have more than one tile, the smaller pipeline leaves room for more blocks.
-    let (tiles, names) = if shape.max_tokens <= TILE { (1, one) } else { (4, many) };
+    let (tiles, names) = if shape.max_tokens <= TILE {
+        (1, entries.one)
+    } else {
+        (weights.choose(TILES, TILES_FP8), entries.many)
+    };
     let kernel = by_type(op, shape.dtype, [Some(names[0]), Some(names[1]), None])?;
-    let ring = STAGES * (ROWS / 8 + tiles) * THREADS * 16;
+    let parts = shape.dtype.size() / weights.size(shape.dtype);
+    let ring = STAGES * (ROWS / 8 + tiles * parts) * THREADS * 16;
     let sums = THREADS / 32 * ROWS * TILE * tiles * 4;
     let grid = [extent(op, "weight rows", n.div_ceil(ROWS))?, extent(op, "experts", shape.experts)?, 1];
     Ok(Launch::new(kernel, grid, THREADS, ring.max(sums)))
 }
 
-/// One expert's w1 and w3, `[inner, h]` each, as w13: eight gate rows, their eight up rows, and so on.
+/// One expert's w1 and w3, `[inner, h]` each, as w13: eight gate rows, their eight up rows, and so on. Scales are rows of
+/// one.
 ///
 /// # Errors
 /// [`KernelError`] when the sizes do not agree or `inner` is no multiple of 8.

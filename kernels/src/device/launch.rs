@@ -19,7 +19,7 @@ pub struct Arg {
 }
 
 /// Most arguments of a kernel.
-const MAX_ARGS: usize = 16;
+pub(crate) const MAX_ARGS: usize = 16;
 
 /// A kernel with its grid, block, dynamic shared memory and arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +70,10 @@ impl Launch {
 
     pub(crate) fn ints(self, values: &[i32]) -> Launch {
         values.iter().fold(self, |launch, value| launch.int(*value))
+    }
+
+    pub(crate) fn wide(self, value: u64) -> Launch {
+        self.push(&value.to_le_bytes())
     }
 
     pub(crate) fn float(self, value: f32) -> Launch {

@@ -9,7 +9,7 @@ use crate::DType;
 use crate::error::{KernelError, Result};
 
 /// Largest rank.
-pub const MAX_RANK: usize = 128;
+pub const MAX_RANK: usize = 256;
 const THREADS: usize = 256;
 const STAGES: usize = 3;
 /// Weight rows of a block of the shrink.

@@ -21,9 +21,16 @@ struct Fault {
 }
 
 impl Fault {
-    /// The kernel in which it shows.
+    /// The kernel in which it shows: that of the file's name, or the one said.
     fn kernel(&self) -> &str {
-        self.file.strip_suffix(".cuh").unwrap_or(&self.file)
+        let shown = self.file.split_once(" in ").map_or(&*self.file, |(_, kernel)| kernel);
+        shown.strip_suffix(".cuh").unwrap_or(shown)
+    }
+
+    /// The file that it is in.
+    fn source(&self) -> String {
+        let file = self.file.split_once(" in ").map_or(&*self.file, |(file, _)| file);
+        if file.ends_with(".cuh") { file.into() } else { format!("{file}.cu") }
     }
 }
 
@@ -80,19 +87,18 @@ fn patched(fault: &Fault, source: &str) -> String {
 }
 
 /// The patched kernel as a library of its own.
-fn compile(mode: Mode, source: &str, file: &str, scratch: &std::path::Path, number: usize) -> PathBuf {
+fn compile(mode: Mode, kernel: &str, folder: &std::path::Path) -> PathBuf {
     let build = mode.build();
     let read = |name: String| fs::read_to_string(built().join(name)).expect("the build script wrote it");
-    let from = scratch.join(format!("{number}_{file}.cu"));
-    let object = scratch.join(format!("{number}_{file}_{build}.o"));
-    let library = scratch.join(format!("{number}_{file}_{build}.so"));
-    fs::write(&from, source).expect("writes");
+    let from = folder.join(format!("{kernel}.cu"));
+    let object = folder.join(format!("{kernel}_{build}.o"));
+    let library = folder.join(format!("{kernel}_{build}.so"));
     let command = read(format!("{build}.command"));
     let mut words = command.lines();
     let compiler = words.next().expect("a compiler");
     let run = |command: &mut Command| {
         let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).output().expect("the compiler starts");
-        assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{kernel}: {}", String::from_utf8_lossy(&output.stderr));
     };
     run(Command::new(compiler).args(words).arg("-w").arg("-c").arg(&from).arg("-o").arg(&object));
     let runtime = read(format!("{build}.runtime"));
@@ -102,23 +108,24 @@ fn compile(mode: Mode, source: &str, file: &str, scratch: &std::path::Path, numb
 
 /// What found the fault.
 fn found_by(fault: &Fault, scratch: &std::path::Path, number: usize) -> Option<String> {
-    let read = |file: &str| {
-        let path = format!("{}/cuda/{file}", env!("CARGO_MANIFEST_DIR"));
-        fs::read_to_string(path).expect("the kernel is there")
-    };
-    // A fault of a header is seen through the kernel of the same name, which includes it.
     let kernel = fault.kernel();
-    let mut source = read(&format!("{kernel}.cu"));
-    if kernel == fault.file {
-        source = patched(fault, &source);
-    } else {
-        let include = format!("#include \"{}\"", fault.file);
-        assert!(source.contains(&include), "{kernel}.cu includes {}", fault.file);
-        source = source.replace(&include, &patched(fault, &read(&fault.file)));
+    // The kernel with all headers: what is included comes from beside it.
+    let folder = scratch.join(number.to_string());
+    fs::create_dir_all(&folder).expect("a scratch folder");
+    let cuda = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let own = format!("{kernel}.cu");
+    for entry in fs::read_dir(cuda).expect("the kernels are there") {
+        let entry = entry.expect("the kernels are there");
+        let name = entry.file_name().into_string().expect("a name in ASCII");
+        if name.ends_with(".cuh") || name == own {
+            let source = fs::read_to_string(entry.path()).expect("the kernel is there");
+            let source = if name == fault.source() { patched(fault, &source) } else { source };
+            fs::write(folder.join(name), source).expect("writes");
+        }
     }
     let suite = suites().into_iter().find(|suite| suite.file == kernel).expect("the kernel has cases");
-    [Mode::Checked, Mode::Plain].into_iter().find_map(|mode| {
-        let library = compile(mode, &source, kernel, scratch, number);
+    [Mode::Checked, Mode::Plain, Mode::Reversed].into_iter().find_map(|mode| {
+        let library = compile(mode, kernel, &folder);
         let mut device = Emulator::open(&library, mode).expect("loads");
         let error = (suite.run)(&mut device, true).err()?;
         Some(format!("{mode:?}: {error}"))

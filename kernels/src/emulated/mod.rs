@@ -4,12 +4,15 @@
 //! before its asynchronous copy was waited for. Both find misaligned accesses, divergent barriers, lanes that a mask
 //! names and that never come, and what was written past the end of a buffer. See docs/GPU.md.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::time::Instant;
 
-use crate::check::{Device, Use};
-use crate::device::{Launch, Ptr};
+use crate::check::{CheckDevice, TimedDevice};
+use crate::device::{Device, Launch, Ptr, Use};
+use crate::error::{KernelError, Result};
 
 #[cfg(test)]
 mod faults;
@@ -38,13 +41,26 @@ fn built() -> &'static Path {
     Path::new(env!("TARN_EMULATOR"))
 }
 
+/// Puts the stand-in for the CUDA driver where the driver's library would be found, for as long as the process lives.
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) fn load_driver() -> Result<()> {
+    let path = CString::new(built().join("driver.so").into_os_string().into_encoded_bytes())
+        .map_err(|_| failed("a library's path has a zero byte".into()))?;
+    // SAFETY: the name ends in a zero. The library is our own, its initialisers only fill a list. It is named libcuda.so:
+    // whoever opens that afterwards gets it.
+    let handle = unsafe { dlopen(path.as_ptr(), RTLD_NOW | RTLD_NODELETE) };
+    NonNull::new(handle).map(|_| ()).ok_or_else(last_error)
+}
+
 /// Device memory and the kernels of one library.
 #[derive(Debug)]
 pub struct Emulator {
     library: Library,
     machine: NonNull<c_void>,
     mode: Mode,
-    buffers: Vec<(u64, usize)>,
+    /// Bytes at each address.
+    buffers: BTreeMap<u64, usize>,
+    recorded: Vec<Vec<Launch>>,
 }
 
 impl Emulator {
@@ -52,16 +68,27 @@ impl Emulator {
     ///
     /// # Errors
     /// What the dynamic linker says.
-    pub fn new(mode: Mode) -> Result<Emulator, String> {
+    pub fn new(mode: Mode) -> Result<Emulator> {
         Emulator::open(&built().join(format!("{}.so", mode.build())), mode)
     }
 
-    fn open(library: &Path, mode: Mode) -> Result<Emulator, String> {
+    fn open(library: &Path, mode: Mode) -> Result<Emulator> {
         let library = Library::open(library)?;
         // SAFETY: `new` has no preconditions.
         let machine = unsafe { (library.calls.new)(c_int::from(mode == Mode::Reversed)) };
-        let machine = NonNull::new(machine).ok_or("the emulator has no memory")?;
-        Ok(Emulator { library, machine, mode, buffers: Vec::new() })
+        let machine = NonNull::new(machine).ok_or_else(|| failed("the emulator has no memory".into()))?;
+        Ok(Emulator { library, machine, mode, buffers: BTreeMap::new(), recorded: Vec::new() })
+    }
+
+    /// `len` bytes of a buffer, from `offset` on.
+    fn place(&self, buffer: Ptr, offset: usize, len: usize) -> Result<*mut u8> {
+        match self.buffers.get(&buffer.0) {
+            Some(bytes) if offset.checked_add(len).is_some_and(|end| end <= *bytes) => {
+                Ok((buffer.0 as usize + offset) as *mut u8)
+            }
+            Some(bytes) => Err(failed(format!("a copy of {len} bytes at {offset} of a buffer of {bytes}"))),
+            None => Err(failed("a copy to or from an address that is no buffer".into())),
+        }
     }
 
     #[cfg(test)]
@@ -80,7 +107,11 @@ impl Drop for Emulator {
     }
 }
 
-impl Device for Emulator {
+// SAFETY: the machine, its memory and its fibers belong to this value alone and are reached through `&mut self`; what a
+// launch keeps in thread-local variables it sets at its start.
+unsafe impl Send for Emulator {}
+
+impl CheckDevice for Emulator {
     fn clear(&mut self) {
         self.buffers.clear();
         // SAFETY: as in `drop`; the new machine takes the old one's place before anything uses it.
@@ -89,30 +120,51 @@ impl Device for Emulator {
         let machine = unsafe { (self.library.calls.new)(c_int::from(self.mode == Mode::Reversed)) };
         self.machine = NonNull::new(machine).expect("the emulator has no memory");
     }
+}
 
-    fn alloc(&mut self, name: &str, bytes: usize, r#use: Use) -> Ptr {
+impl TimedDevice for Emulator {
+    /// Of the host: they mean nothing.
+    fn time(&mut self, launches: &[Launch]) -> Result<f64> {
+        let start = Instant::now();
+        launches.iter().try_for_each(|launch| self.launch(launch))?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn time_copy(&mut self, from: Ptr, to: Ptr, bytes: usize) -> Result<f64> {
+        let start = Instant::now();
+        let mut between = vec![0; bytes];
+        self.download(from, 0, &mut between)?;
+        self.upload(to, 0, &between)?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+impl Device for Emulator {
+    fn alloc(&mut self, name: &str, bytes: usize, r#use: Use) -> Result<Ptr> {
         let name = CString::new(name).unwrap_or_default();
         // SAFETY: the machine lives, the name ends in a zero.
         let at = unsafe {
             (self.library.calls.alloc)(self.machine.as_ptr(), name.as_ptr(), bytes, r#use as c_int)
         };
-        self.buffers.push((at as u64, bytes));
-        Ptr(at as u64)
+        self.buffers.insert(at as u64, bytes);
+        Ok(Ptr(at as u64))
     }
 
-    fn upload(&mut self, to: Ptr, bytes: &[u8]) {
-        assert!(self.buffers.contains(&(to.0, bytes.len())), "an upload fills its buffer");
-        // SAFETY: the buffer is this machine's and has exactly these bytes (asserted); nothing else refers to it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+    fn upload(&mut self, to: Ptr, offset: usize, bytes: &[u8]) -> Result<()> {
+        let at = self.place(to, offset, bytes.len())?;
+        // SAFETY: the place is this machine's and has these bytes (`place`); nothing else refers to it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
+        Ok(())
     }
 
-    fn download(&mut self, from: Ptr, bytes: &mut [u8]) {
-        assert!(self.buffers.contains(&(from.0, bytes.len())), "a download empties its buffer");
+    fn download(&mut self, from: Ptr, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let at = self.place(from, offset, bytes.len())?;
         // SAFETY: as in `upload`; every byte of a buffer was set when it was made.
-        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
     }
 
-    fn launch(&mut self, launch: &Launch) -> Result<(), String> {
+    fn launch(&mut self, launch: &Launch) -> Result<()> {
         let mut words: Vec<[u8; 8]> = launch.args().iter().map(|arg| arg.word).collect();
         let sizes: Vec<u32> = launch.args().iter().map(|arg| arg.bytes).collect();
         let mut pointers: Vec<*mut c_void> = words.iter_mut().map(|word| word.as_mut_ptr().cast()).collect();
@@ -139,7 +191,22 @@ impl Device for Emulator {
             return Ok(());
         }
         let text = CStr::from_bytes_until_nul(&error).map_or_else(|_| "?".into(), CStr::to_string_lossy);
-        Err(text.into_owned())
+        Err(failed(text.into_owned()))
+    }
+
+    fn record(&mut self, launches: Vec<Launch>) -> Result<usize> {
+        self.recorded.push(launches);
+        Ok(self.recorded.len() - 1)
+    }
+
+    fn replay(&mut self, list: usize) -> Result<()> {
+        let launches =
+            self.recorded.get(list).ok_or_else(|| failed(format!("no list {list} was recorded")))?.clone();
+        launches.iter().try_for_each(|launch| self.launch(launch))
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
     }
 }
 
@@ -192,9 +259,9 @@ const RTLD_NOW: c_int = 2;
 const RTLD_NODELETE: c_int = 0x1000;
 
 impl Library {
-    fn open(path: &Path) -> Result<Library, String> {
+    fn open(path: &Path) -> Result<Library> {
         let name = CString::new(PathBuf::from(path).into_os_string().into_encoded_bytes())
-            .map_err(|_| "a library's path has a zero byte".to_string())?;
+            .map_err(|_| failed("a library's path has a zero byte".into()))?;
         // SAFETY: the name ends in a zero. The library is our own, its initialisers only fill a list.
         let handle = unsafe { dlopen(name.as_ptr(), RTLD_NOW | RTLD_NODELETE) };
         let handle = NonNull::new(handle).ok_or_else(last_error)?;
@@ -218,16 +285,21 @@ impl Library {
     }
 }
 
-fn last_error() -> String {
+fn failed(what: String) -> KernelError {
+    KernelError::Device { what }
+}
+
+fn last_error() -> KernelError {
     // SAFETY: dlerror returns null or a string that lives until the next call on this thread; it is copied at once.
-    unsafe {
+    let text = unsafe {
         let text = dlerror();
         if text.is_null() {
             "unknown error".into()
         } else {
             CStr::from_ptr(text).to_string_lossy().into_owned()
         }
-    }
+    };
+    failed(text)
 }
 
 impl Drop for Library {

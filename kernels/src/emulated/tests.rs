@@ -1,5 +1,5 @@
 use super::*;
-use crate::check::suites;
+use crate::check::{suites, timing};
 
 fn emulator(mode: Mode) -> Emulator {
     Emulator::new(mode).expect("the build script compiled it")
@@ -27,6 +27,48 @@ fn kernels_equal_the_references_whatever_runs_first() {
 #[test]
 fn kernels_stay_in_bounds_and_do_not_race() {
     run_all(Mode::Checked, true);
+}
+
+#[test]
+fn the_ops_that_are_timed_are_those_of_a_step_and_stay_in_bounds() {
+    let mut device = emulator(Mode::Checked);
+    let ceilings = timing::ceilings(&mut device, &timing::SMALL).expect("runs");
+    assert!(ceilings.bandwidth > 0.0 && ceilings.arithmetic > 0.0);
+    let mut timed = |step| {
+        let mut all = Vec::new();
+        timing::time_step(&mut device, &timing::SMALL, step, &mut |timing| all.push(timing)).expect("runs");
+        all
+    };
+    let mixture = [
+        "dense output",
+        "dense router",
+        "route_topk",
+        "expert_align",
+        "expert_up",
+        "expert_down",
+        "expert_combine",
+    ];
+    let decode = timed(timing::Step::Decode { sequences: 3, context: 37 });
+    let expected = [
+        &["rms_norm", "dense qkv", "rope_kv_write", "paged_decode"][..],
+        &mixture,
+        &["dense head", "sample"],
+    ]
+    .concat();
+    assert_eq!(decode.iter().map(|timing| timing.op).collect::<Vec<_>>(), expected);
+    // Keys and values of 3 × 37 tokens, 2 heads of 16.
+    assert_eq!(decode[3].bytes, (3 * 37 * 2 * 2 * 16 * 2) as f64);
+    let prefill = timed(timing::Step::Prefill { tokens: 70 });
+    let expected = [&["rms_norm", "dense qkv", "rope_kv_write", "paged_prefill"][..], &mixture].concat();
+    assert_eq!(prefill.iter().map(|timing| timing.op).collect::<Vec<_>>(), expected);
+    // 70 tokens hit all 4 experts of [2 · 96, 64].
+    assert_eq!(prefill[8].flops, (2 * 140 * 2 * 96 * 64) as f64);
+    assert!(prefill[8].shape.contains("4 experts"), "{}", prefill[8].shape);
+    let slow = timing::Timing { seconds: 2.0, bytes: 8.0, flops: 2.0, ..prefill[8].clone() };
+    let of = timing::Ceilings { bandwidth: 8.0, arithmetic: 4.0 };
+    assert_eq!((slow.share(&of), slow.computes(&of)), (0.5, false));
+    let computes = timing::Timing { flops: 8.0, ..slow };
+    assert_eq!((computes.share(&of), computes.computes(&of)), (1.0, true));
 }
 
 #[test]
@@ -59,14 +101,14 @@ fn rounding_is_that_of_the_half_crate() {
 
 fn input(device: &mut Emulator, words: &[u32]) -> Ptr {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let at = device.alloc("in", bytes.len(), Use::Read);
-    device.upload(at, &bytes);
+    let at = device.alloc("in", bytes.len(), Use::Read).expect("memory");
+    device.upload(at, 0, &bytes).expect("uploads");
     at
 }
 
 fn output(device: &mut Emulator, from: Ptr, len: usize) -> Vec<u32> {
     let mut bytes = vec![0; len * 4];
-    device.download(from, &mut bytes);
+    device.download(from, 0, &mut bytes).expect("downloads");
     bytes.chunks_exact(4).map(|at| u32::from_le_bytes([at[0], at[1], at[2], at[3]])).collect()
 }
 
@@ -76,7 +118,7 @@ fn votes_and_shuffles_are_cudas() {
         let mut device = emulator(mode);
         let own: Vec<u32> = (0..32).map(|lane| lane * 37 % 211).collect();
         let from = input(&mut device, &own);
-        let to = device.alloc("out", 7 * 32 * 4, Use::Write);
+        let to = device.alloc("out", 7 * 32 * 4, Use::Write).expect("memory");
         device.launch(&Launch::new("self_collectives", [1; 3], 32, 0).ptrs(&[from, to])).expect("runs");
         let found = output(&mut device, to, 7 * 32);
         let bits = |holds: &dyn Fn(u32) -> bool| {
@@ -111,7 +153,10 @@ fn tensor_core_products_are_plain_products() {
                 .collect()
         };
         let [at_a, at_b, at_rows] = [&a, &b, &rows].map(|values| input(&mut device, &words(values)));
-        let (c, again) = (device.alloc("c", 512, Use::Write), device.alloc("again", 512, Use::Write));
+        let (c, again) = (
+            device.alloc("c", 512, Use::Write).expect("memory"),
+            device.alloc("again", 512, Use::Write).expect("memory"),
+        );
         device
             .launch(&Launch::new("self_mma", [1; 3], 32, 0).ptrs(&[at_a, at_b, at_rows, c, again]))
             .expect("runs");
@@ -130,12 +175,12 @@ fn tensor_core_products_are_plain_products() {
 fn atomics_of_all_blocks_add_up() {
     for mode in [Mode::Plain, Mode::Checked] {
         let mut device = emulator(mode);
-        let counters = device.alloc("counters", 8, Use::ReadWrite);
-        device.upload(counters, &[0; 8]);
-        let sum = device.alloc("sum", 4, Use::ReadWrite);
-        device.upload(sum, &[0; 4]);
-        let wide = device.alloc("wide", 8, Use::ReadWrite);
-        device.upload(wide, &[0; 8]);
+        let counters = device.alloc("counters", 8, Use::ReadWrite).expect("memory");
+        device.upload(counters, 0, &[0; 8]).expect("uploads");
+        let sum = device.alloc("sum", 4, Use::ReadWrite).expect("memory");
+        device.upload(sum, 0, &[0; 4]).expect("uploads");
+        let wide = device.alloc("wide", 8, Use::ReadWrite).expect("memory");
+        device.upload(wide, 0, &[0; 8]).expect("uploads");
         let launch = Launch::new("self_atomics", [3, 1, 1], 64, 0).ptrs(&[counters, sum, wide]);
         device.launch(&launch).expect("runs");
         assert_eq!(output(&mut device, wide, 2), [0, 192 * 2]);
@@ -150,7 +195,7 @@ fn barriers_and_waits_order_what_they_order() {
     for mode in [Mode::Plain, Mode::Reversed, Mode::Checked] {
         let mut device = emulator(mode);
         let from = input(&mut device, &words);
-        let to = device.alloc("out", 512, Use::Write);
+        let to = device.alloc("out", 512, Use::Write).expect("memory");
         device.launch(&Launch::new("self_handed_on", [1; 3], 64, 0).ptrs(&[from, to])).expect("no race");
         let found = output(&mut device, to, 128);
         for thread in 0..64 {
@@ -222,9 +267,9 @@ fn faults_are_named() {
             if case.input {
                 arguments.push(input(&mut device, &vec![1; words]));
             }
-            arguments.push(device.alloc("out", case.threads * 4, Use::Write));
+            arguments.push(device.alloc("out", case.threads * 4, Use::Write).expect("memory"));
             let launch = Launch::new(case.kernel, [case.blocks, 1, 1], case.threads, 0).ptrs(&arguments);
-            let error = device.launch(&launch).expect_err(case.kernel);
+            let error = device.launch(&launch).expect_err(case.kernel).to_string();
             assert!(error.starts_with(case.kernel), "{mode:?}: {error}");
             if mode == Mode::Checked {
                 for part in case.says {
@@ -238,9 +283,9 @@ fn faults_are_named() {
 #[test]
 fn a_launch_that_does_not_fit_its_kernel_is_refused() {
     let mut device = emulator(Mode::Plain);
-    let out = device.alloc("out", 128, Use::Write);
+    let out = device.alloc("out", 128, Use::Write).expect("memory");
     let refuse = |device: &mut Emulator, launch: Launch, part: &str| {
-        let error = device.launch(&launch).expect_err(part);
+        let error = device.launch(&launch).expect_err(part).to_string();
         assert!(error.contains(part), "{error}");
     };
     let kernel = "self_writes_past_the_end";
@@ -251,4 +296,18 @@ fn a_launch_that_does_not_fit_its_kernel_is_refused() {
     refuse(&mut device, Launch::new(kernel, [1; 3], 31, 0).ptr(out), "31 threads");
     refuse(&mut device, Launch::new(kernel, [0, 1, 1], 32, 0).ptr(out), "no grid");
     refuse(&mut device, Launch::new(kernel, [1; 3], 32, 1 << 20).ptr(out), "shared memory");
+}
+
+#[test]
+fn copies_stay_inside_of_their_buffer() {
+    let mut device = emulator(Mode::Plain);
+    let at = device.alloc("some", 8, Use::ReadWrite).expect("memory");
+    device.upload(at, 0, &[1, 2, 3, 4, 5, 6, 7, 8]).expect("all of it");
+    device.upload(at, 6, &[9, 10]).expect("its end");
+    let mut found = [0; 4];
+    device.download(at, 4, &mut found).expect("a part");
+    assert_eq!(found, [5, 6, 9, 10]);
+    assert!(device.upload(at, 7, &[0, 0]).is_err());
+    assert!(device.download(at, usize::MAX, &mut found).is_err());
+    assert!(device.upload(Ptr(at.0 + 1), 0, &[0]).is_err(), "no buffer begins there");
 }

@@ -124,6 +124,40 @@ impl LowRank {
         self.a.n()
     }
 
+    /// Whether it updates gate and up.
+    #[must_use]
+    pub fn is_gated(&self) -> bool {
+        self.gated
+    }
+
+    /// A `[width, k]`, and B `[n, width]` with the rows of all `parts` below each other (of gate, then of up), so that
+    /// the update is B · A. What a part does not take is zero.
+    ///
+    /// # Errors
+    /// [`KernelError::Shape`] when the parts are not those that were packed.
+    pub fn unpack(&self, parts: &[usize]) -> Result<(Vec<f32>, Vec<f32>)> {
+        const OP: &str = "lora::unpack";
+        same(OP, "fused products", parts.len(), self.parts.len())?;
+        let (width, halves) = (self.width(), if self.gated { 2 } else { 1 });
+        let mut b = vec![0.0; parts.iter().sum::<usize>() * halves * width];
+        let mut rows = b.chunks_exact_mut(width);
+        for (n, up) in parts.iter().zip(&self.parts) {
+            let Some(Up { b, from }) = up else {
+                rows.by_ref().take(*n).for_each(drop);
+                continue;
+            };
+            same(OP, "rows of B", b.n(), *n)?;
+            let (values, rank) = (pack::unpack(b), b.k());
+            for (half, from) in [from.0, from.1].into_iter().take(halves).enumerate() {
+                let own = values[half * n * rank..].chunks_exact(rank);
+                own.take(*n)
+                    .zip(rows.by_ref())
+                    .for_each(|(row, to)| to[from..from + rank].copy_from_slice(row));
+            }
+        }
+        Ok((pack::unpack(&self.a), b))
+    }
+
     pub(super) fn entry(&self) -> Entry {
         let mut parts = [NOTHING; PARTS];
         for (part, up) in parts.iter_mut().zip(&self.parts) {

@@ -318,6 +318,38 @@ fn a_dense_mlp_and_a_shared_a_equal_the_same_in_two_pieces() {
 }
 
 #[test]
+fn unpacked_factors_are_the_update() {
+    let close = |update: &LowRank, parts: &[usize], x: &[f32], exact: &dyn Fn(usize) -> f64| {
+        let (a, b) = update.unpack(parts).expect("its parts");
+        let (k, width) = (x.len(), update.width());
+        let rows = parts.iter().sum::<usize>() * if update.is_gated() { 2 } else { 1 };
+        assert_eq!((a.len(), b.len()), (width * k, rows * width));
+        let low: Vec<f64> = a.chunks_exact(k).map(|row| dot(x, row)).collect();
+        for (at, row) in b.chunks_exact(width).enumerate() {
+            let found: f64 = row.iter().zip(&low).map(|(b, low)| f64::from(*b) * low).sum();
+            assert!((found - exact(at)).abs() < 1e-4, "row {at}: {found} {}", exact(at));
+        }
+    };
+    let x = fill(64, 5);
+    let (pairs, packed) = adapters(x.len());
+    for (pairs, update) in pairs.iter().zip(packed.iter().flatten()) {
+        close(update, &N, &x, &|at| {
+            let part = if at < N[0] { 0 } else { 1 + usize::from(at >= N[0] + N[1]) };
+            let at = at - N[..part].iter().sum::<usize>();
+            pairs[part].as_ref().map_or(0.0, |pair| pair.exact(&x, at))
+        });
+        assert!(update.unpack(&N[..2]).is_err(), "a part is missing");
+    }
+    let x = fill(H, 6);
+    // Gate and up of one rank, of two, and one alone.
+    for ranks in [[4, 4, 0], [2, 7, 0], [7, 2, 0], [0, 3, 0], [3, 0, 0]] {
+        let pairs = expert_pairs(7, ranks);
+        let update = packed_expert(&pairs).0.expect("an update");
+        close(&update, &[I], &x, &|at| pairs[at / I].as_ref().map_or(0.0, |pair| pair.exact(&x, at % I)));
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused_in_words() {
     let k = 16;
     let p = pair(8, k, 4, 1);

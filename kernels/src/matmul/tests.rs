@@ -39,6 +39,14 @@ fn sources(n: usize, k: usize) -> Vec<Source> {
     all
 }
 
+/// Weights of every format.
+fn weights(n: usize, k: usize) -> Vec<Packed> {
+    let pack = |source: &Source, target| pack::dense(source.data(), n, k, target).expect("packs");
+    let mut all: Vec<Packed> = sources(n, k).iter().map(|source| pack(source, None)).collect();
+    all.push(pack(&Source::F32(fill(n * k, 1)), Some(WeightFormat::Fp8)));
+    all
+}
+
 fn product(exec: &Exec, x: &[f32], m: usize, w: &Packed) -> Vec<f32> {
     let mut ws = Workspace::new(m, w.k()).expect("workspace");
     let mut out = vec![0.0; m * w.n()];
@@ -51,8 +59,7 @@ fn product(exec: &Exec, x: &[f32], m: usize, w: &Packed) -> Vec<f32> {
 #[test]
 fn what_is_no_number_makes_its_own_row_none_and_no_other() {
     let (n, k, m) = (17, 256, 3);
-    for source in sources(n, k) {
-        let w = pack::dense(source.data(), n, k, None).expect("packs");
+    for w in weights(n, k) {
         let mut x = fill(m * k, 3);
         let clean = product(&Exec::simd(2), &x, m, &w);
         x[k + 37] = f32::NAN;
@@ -67,8 +74,7 @@ fn what_is_no_number_makes_its_own_row_none_and_no_other() {
 #[test]
 fn simd_equals_the_reference_and_a_row_alone_equals_the_row_in_a_batch_bit_for_bit() {
     for (n, k) in [(1, 1), (17, 33), (48, 64), (130, 256), (31, 512)] {
-        for source in sources(n, k) {
-            let w = pack::dense(source.data(), n, k, None).expect("packs");
+        for w in weights(n, k) {
             for m in [1, 2, 3, 5, 16, 33] {
                 let x = fill(m * k, 3);
                 let reference = product(&Exec::Reference, &x, m, &w);
@@ -89,8 +95,7 @@ fn simd_equals_the_reference_and_a_row_alone_equals_the_row_in_a_batch_bit_for_b
 #[test]
 fn every_instruction_set_gives_the_same_bits() {
     let (m, n, k) = (7, 70, 256);
-    for source in sources(n, k) {
-        let w = pack::dense(source.data(), n, k, None).expect("packs");
+    for w in weights(n, k) {
         let x = fill(m * k, 4);
         let simd = product(&Exec::simd(1), &x, m, &w);
         for level in crate::check::levels() {
@@ -117,10 +122,38 @@ fn unpacked_weights_are_the_dequantised_ones() {
 }
 
 #[test]
+fn fp8_weights_are_those_of_their_rows_whatever_they_come_from_and_go_to() {
+    let (n, k, fp8) = (20, 64, Some(WeightFormat::Fp8));
+    for source in sources(n, k) {
+        let mut values = vec![0.0; n * k];
+        values.chunks_exact_mut(k).enumerate().for_each(|(row, out)| source.data().row(row, out));
+        let rows = crate::Fp8Rows::quantize(WeightData::F32(&values), k).expect("whole rows").dequantize();
+        let w = pack::dense(source.data(), n, k, fp8).expect("packs");
+        assert_eq!(pack::unpack(&w), rows);
+        assert_eq!(w.bytes(), n.next_multiple_of(16) * (k + 4));
+        let gated = pack::gate_up(&[source.data()], &[source.data()], n, k, fp8).expect("packs");
+        assert_eq!(pack::unpack(gated.expert(0)), [&rows[..], &rows[..]].concat());
+    }
+}
+
+#[test]
+fn a_weight_that_is_no_number_makes_its_own_column_none() {
+    let (n, k) = (20, 32);
+    for wrong in [f32::NAN, f32::INFINITY] {
+        let mut values = fill(n * k, 1);
+        values[3 * k + 5] = wrong;
+        let w = pack::dense(WeightData::F32(&values), n, k, Some(WeightFormat::Fp8)).expect("packs");
+        for exec in [Exec::Reference, Exec::simd(1)] {
+            let found = product(&exec, &fill(k, 2), 1, &w);
+            assert!(found.iter().enumerate().all(|(at, y)| y.is_nan() == (at == 3)), "{found:?}");
+        }
+    }
+}
+
+#[test]
 fn integer_products_are_close_to_exact_ones() {
     let (m, n, k) = (3, 40, 512);
-    for source in sources(n, k) {
-        let w = pack::dense(source.data(), n, k, None).expect("packs");
+    for w in weights(n, k) {
         let x = fill(m * k, 5);
         let out = product(&Exec::simd(2), &x, m, &w);
         let weights = pack::unpack(&w);

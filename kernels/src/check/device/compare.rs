@@ -2,9 +2,10 @@
 
 use half::{bf16, f16};
 
-use super::{Device, Use};
+use super::CheckDevice;
 use crate::DType;
 use crate::device::Ptr;
+use crate::device::Use;
 
 /// The element types that activations have.
 pub(super) const FLOATS: [DType; 3] = [DType::BF16, DType::F16, DType::F32];
@@ -38,30 +39,35 @@ pub(super) fn floats(dtype: DType, bytes: &[u8]) -> Vec<f32> {
 }
 
 /// A buffer that is only read.
-pub(super) fn read_only(device: &mut dyn Device, name: &str, bytes: &[u8]) -> Ptr {
-    let at = device.alloc(name, bytes.len(), Use::Read);
-    device.upload(at, bytes);
-    at
+pub(super) fn read_only(device: &mut dyn CheckDevice, name: &str, bytes: &[u8]) -> Result<Ptr, String> {
+    let at = device.alloc(name, bytes.len(), Use::Read)?;
+    device.upload(at, 0, bytes)?;
+    Ok(at)
 }
 
 /// The same for u32.
-pub(super) fn indices(device: &mut dyn Device, name: &str, values: &[u32]) -> Ptr {
+pub(super) fn indices(device: &mut dyn CheckDevice, name: &str, values: &[u32]) -> Result<Ptr, String> {
     let bytes: Vec<u8> = values.iter().flat_map(|at| at.to_le_bytes()).collect();
     read_only(device, name, &bytes)
 }
 
 /// A buffer of floats, back on the host.
-pub(super) fn fetch(device: &mut dyn Device, from: Ptr, dtype: DType, len: usize) -> Vec<f32> {
+pub(super) fn fetch(
+    device: &mut dyn CheckDevice,
+    from: Ptr,
+    dtype: DType,
+    len: usize,
+) -> Result<Vec<f32>, String> {
     let mut bytes = vec![0; len * dtype.size()];
-    device.download(from, &mut bytes);
-    floats(dtype, &bytes)
+    device.download(from, 0, &mut bytes)?;
+    Ok(floats(dtype, &bytes))
 }
 
 /// The same for u32.
-pub(super) fn fetch_indices(device: &mut dyn Device, from: Ptr, len: usize) -> Vec<u32> {
+pub(super) fn fetch_indices(device: &mut dyn CheckDevice, from: Ptr, len: usize) -> Result<Vec<u32>, String> {
     let mut bytes = vec![0; len * 4];
-    device.download(from, &mut bytes);
-    bytes.chunks_exact(4).map(|at| u32::from_le_bytes([at[0], at[1], at[2], at[3]])).collect()
+    device.download(from, 0, &mut bytes)?;
+    Ok(bytes.chunks_exact(4).map(|at| u32::from_le_bytes([at[0], at[1], at[2], at[3]])).collect())
 }
 
 /// The relative error of rounding to `dtype`.

@@ -1,10 +1,11 @@
 //! `expert_align.cu` against [`crate::ExpertGroups`].
 
+use super::CheckDevice;
 use super::compare::{equal, fetch_indices, indices, named};
-use super::{Device, Use};
 use crate::ExpertGroups;
 use crate::check::hash;
 use crate::device::Ptr;
+use crate::device::Use;
 use crate::device::expert_align::{ExpertAlign, expert_align};
 
 /// Tokens, k, experts.
@@ -19,7 +20,7 @@ enum Spread {
     EmptyExperts,
 }
 
-pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String> {
     let mut ran = 0;
     for (tokens, k, experts) in SHAPES {
         if small && tokens > 700 {
@@ -55,7 +56,7 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
 }
 
 fn launch(
-    device: &mut dyn Device,
+    device: &mut dyn CheckDevice,
     name: &str,
     ids: &[u32],
     slots: Option<&[u32]>,
@@ -66,21 +67,24 @@ fn launch(
 ) -> Result<(Vec<u32>, Vec<u32>), String> {
     device.clear();
     let op = ExpertAlign {
-        ids: indices(device, "ids", ids),
-        slots: slots.map_or(Ptr::NONE, |slots| indices(device, "slots", slots)),
-        tokens: indices(device, "tokens", &[tokens as u32]),
-        offsets: device.alloc("offsets", (experts + 1) * 4, Use::Write),
-        sorted_pairs: device.alloc("sorted_pairs", ids.len() * 4, Use::Write),
+        ids: indices(device, "ids", ids)?,
+        slots: match slots {
+            Some(slots) => indices(device, "slots", slots)?,
+            None => Ptr::NONE,
+        },
+        tokens: indices(device, "tokens", &[tokens as u32])?,
+        offsets: device.alloc("offsets", (experts + 1) * 4, Use::Write)?,
+        sorted_pairs: device.alloc("sorted_pairs", ids.len() * 4, Use::Write)?,
         k,
         base,
         experts,
     };
     named(name, device.launch(&named(name, expert_align(&op))?))?;
-    Ok((fetch_indices(device, op.offsets, experts + 1), fetch_indices(device, op.sorted_pairs, ids.len())))
+    Ok((fetch_indices(device, op.offsets, experts + 1)?, fetch_indices(device, op.sorted_pairs, ids.len())?))
 }
 
 /// Ids that are no expert take no place.
-fn left_out(device: &mut dyn Device) -> Result<(), String> {
+fn left_out(device: &mut dyn CheckDevice) -> Result<(), String> {
     let ids = [2, u32::MAX, 3, 0, u32::MAX, 1];
     let name = "expert_align with pairs left out";
     let (offsets, sorted) = launch(device, name, &ids, None, 3, 2, 3, 3)?;
@@ -89,7 +93,7 @@ fn left_out(device: &mut dyn Device) -> Result<(), String> {
 }
 
 /// With adapter slots an expert is one of an adapter's, and tokens without an adapter take no place.
-fn virtual_experts(device: &mut dyn Device) -> Result<(), String> {
+fn virtual_experts(device: &mut dyn CheckDevice) -> Result<(), String> {
     let (ids, slots) = ([1, 0, 1, 2, 0, 1, 2, u32::MAX], [1, u32::MAX, 0, 1]);
     let name = "expert_align with adapters";
     let (offsets, sorted) = launch(device, name, &ids, Some(&slots), 4, 2, 3, 6)?;

@@ -1,12 +1,14 @@
 //! `expert_stream.cu` against [`crate::gated_up()`] and plain loops.
 
-use super::compare::{HALVES, Tensor, Tolerance, close, fetch, indices, named, read_only, tensor};
-use super::{Device, Use};
+use super::CheckDevice;
+use super::compare::{HALVES, Tensor, Tolerance, close, equal, fetch, indices, named, read_only, tensor};
+use super::weights::{Rows, Stored};
 use crate::check::{fill, hash};
+use crate::device::Use;
 use crate::device::expert_stream::{Delta, Experts, expert_combine, expert_down, expert_up, interleave};
-use crate::device::{Launch, Ptr};
+use crate::device::{Launch, Ptr, Weights};
 use crate::pack::{self, WeightData};
-use crate::{DType, Exec, ExpertGroups, View, ViewMut, Workspace};
+use crate::{DType, Exec, ExpertGroups, Fp8Rows, View, ViewMut, Workspace};
 
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Shape {
@@ -20,7 +22,7 @@ pub(super) struct Shape {
     pub(super) long: bool,
 }
 
-type Product = fn(&Experts, Ptr, Ptr, Delta, Ptr) -> crate::Result<Launch>;
+type Product = fn(&Experts, Ptr, Weights, Delta, Ptr) -> crate::Result<Launch>;
 
 /// The kernels that a case runs.
 pub(super) struct Products {
@@ -40,7 +42,7 @@ const SHAPES: [Shape; 7] = [
     Shape { tokens: 32, ranks: 2, experts: 8, h: 512, inner: 448, one_expert: false, long: true },
 ];
 
-pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String> {
     let products = Products { up: expert_up, down: expert_down };
     let mut ran = run_products(device, small, "expert_stream", &SHAPES, &products)?;
     for dtype in super::compare::FLOATS {
@@ -52,9 +54,9 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
     Ok(ran)
 }
 
-/// Both products over all `shapes`, with and without an adapter's part.
+/// Both products over all `shapes`, with and without an adapter's part, with plain weights and with codes.
 pub(super) fn run_products(
-    device: &mut dyn Device,
+    device: &mut dyn CheckDevice,
     small: bool,
     kernel: &str,
     shapes: &[Shape],
@@ -62,15 +64,58 @@ pub(super) fn run_products(
 ) -> Result<usize, String> {
     let mut ran = 0;
     for dtype in HALVES {
-        for shape in shapes.iter().filter(|shape| !small || !shape.long) {
-            for adapted in [false, true] {
-                let name = format!("{kernel} {dtype:?} {shape:?} delta {adapted}");
-                Case::new(dtype, *shape, adapted).run(device, &name, products)?;
-                ran += 1;
+        for stored in Stored::ALL {
+            for shape in shapes.iter().filter(|shape| !small || !shape.long) {
+                let shape = Shape { h: stored.width(shape.h), inner: stored.width(shape.inner), ..*shape };
+                for adapted in [false, true] {
+                    let name = format!("{kernel} {dtype:?} {stored:?} {shape:?} delta {adapted}");
+                    Case::new(dtype, stored, shape, adapted).run(device, &name, products)?;
+                    ran += 1;
+                }
             }
         }
+        every_code(device, &format!("{kernel} {dtype:?} every code"), dtype, products)?;
+        ran += 1;
     }
     Ok(ran)
+}
+
+/// Each code at each place of 16 bytes, exactly: token `at` picks column `at`.
+fn every_code(
+    device: &mut dyn CheckDevice,
+    name: &str,
+    dtype: DType,
+    products: &Products,
+) -> Result<(), String> {
+    const COLUMNS: usize = 16;
+    device.clear();
+    let is_nan = |code: u8| code & 0x7f == 0x7f;
+    let all: Vec<u8> = (0..=u8::MAX).filter(|code| !is_nan(*code)).chain([0, 0]).collect();
+    let codes =
+        Fp8Rows { codes: all.iter().flat_map(|code| [*code; COLUMNS]).collect(), scales: fill(all.len(), 1) };
+    let shape = Experts {
+        offsets: indices(device, "offsets", &[0, COLUMNS as u32])?,
+        sorted_pairs: indices(device, "sorted_pairs", &(0..COLUMNS as u32).collect::<Vec<_>>())?,
+        dtype,
+        experts: 1,
+        ranks: 1,
+        max_tokens: COLUMNS,
+        h: all.len(),
+        inner: COLUMNS,
+    };
+    let picks: Vec<f32> =
+        (0..COLUMNS * COLUMNS).map(|at| f32::from(u8::from(at % COLUMNS == at / COLUMNS))).collect();
+    let act = read_only(device, "act", &tensor(dtype, &picks).bytes)?;
+    let rows = [Rows::of_codes(codes)];
+    let w2 = Rows::upload(&rows, device, "w2")?;
+    let y = device.alloc("y", COLUMNS * all.len() * 4, Use::Write)?;
+    named(name, device.launch(&named(name, (products.down)(&shape, act, w2, Delta::NONE, y))?))?;
+    let found = fetch(device, y, DType::F32, COLUMNS * all.len())?;
+    for (at, found) in found.chunks_exact(all.len()).enumerate() {
+        let expected: Vec<f32> = rows[0].values.iter().skip(at).step_by(COLUMNS).copied().collect();
+        equal(&format!("{name}: column {at}"), found, &expected)?;
+    }
+    Ok(())
 }
 
 struct Case {
@@ -81,9 +126,9 @@ struct Case {
     sorted: Vec<u32>,
     x: Tensor,
     act: Tensor,
-    gate: Vec<Tensor>,
-    up: Vec<Tensor>,
-    down: Vec<Tensor>,
+    gate: Vec<Rows>,
+    up: Vec<Rows>,
+    down: Vec<Rows>,
     /// LoRA's part before the nonlinearity, `[pairs, 2 inner]`: w1's columns, then w3's; and after w2, `[pairs, h]`.
     deltas: Option<(Tensor, Tensor)>,
     /// Every third token has no adapter.
@@ -91,7 +136,7 @@ struct Case {
 }
 
 impl Case {
-    pub(super) fn new(dtype: DType, shape: Shape, adapted: bool) -> Case {
+    pub(super) fn new(dtype: DType, stored: Stored, shape: Shape, adapted: bool) -> Case {
         let Shape { tokens, ranks, experts, h, inner, .. } = shape;
         let rows = tokens * ranks;
         let ids: Vec<u32> = (0..rows as u64)
@@ -109,7 +154,9 @@ impl Case {
             sorted[*row as usize] = pair as u32;
         }
         let random = |len: usize, seed: u64| tensor(dtype, &fill(len, seed));
-        let all = |len: usize, seed: u64| (0..experts as u64).map(|at| random(len, seed + at)).collect();
+        let all = |n: usize, k: usize, seed: u64| {
+            (0..experts as u64).map(|at| Rows::new(stored, dtype, fill(n * k, seed + at), k)).collect()
+        };
         Case {
             dtype,
             shape,
@@ -118,9 +165,9 @@ impl Case {
             sorted,
             x: random(tokens * h, 1),
             act: random(rows * inner, 2),
-            gate: all(inner * h, 100),
-            up: all(inner * h, 400),
-            down: all(h * inner, 700),
+            gate: all(inner, h, 100),
+            up: all(inner, h, 400),
+            down: all(h, inner, 700),
             deltas: adapted.then(|| (random(rows * 2 * inner, 3), random(rows * h, 4))),
             slots: (0..tokens as u32)
                 .map(|token| if token % 3 == 1 { u32::MAX } else { token % 2 })
@@ -134,7 +181,12 @@ impl Case {
         adapted.then(|| &delta.values[pair * width..][..width])
     }
 
-    pub(super) fn run(&self, device: &mut dyn Device, name: &str, products: &Products) -> Result<(), String> {
+    pub(super) fn run(
+        &self,
+        device: &mut dyn CheckDevice,
+        name: &str,
+        products: &Products,
+    ) -> Result<(), String> {
         let Shape { tokens, ranks, experts, h, inner, .. } = self.shape;
         let rows = tokens * ranks;
         device.clear();
@@ -142,8 +194,8 @@ impl Case {
             (0..experts).map(|expert| self.groups.range(expert).start as u32).collect();
         offsets.push(rows as u32);
         let shape = Experts {
-            offsets: indices(device, "offsets", &offsets),
-            sorted_pairs: indices(device, "sorted_pairs", &self.sorted),
+            offsets: indices(device, "offsets", &offsets)?,
+            sorted_pairs: indices(device, "sorted_pairs", &self.sorted)?,
             dtype: self.dtype,
             experts,
             ranks,
@@ -151,15 +203,12 @@ impl Case {
             h,
             inner,
         };
-        let mut w13 = Vec::new();
-        for (gate, up) in self.gate.iter().zip(&self.up) {
-            w13.extend(named(name, interleave(&gate.values, &up.values, inner, h))?);
-        }
-        let w2: Vec<u8> = self.down.iter().flat_map(|down| down.bytes.iter().copied()).collect();
-        let x = read_only(device, "x", &self.x.bytes);
-        let w13 = read_only(device, "w13", &tensor(self.dtype, &w13).bytes);
-        let w2 = read_only(device, "w2", &w2);
-        let given = read_only(device, "given act", &self.act.bytes);
+        let w13: Vec<Rows> =
+            self.gate.iter().zip(&self.up).map(|(gate, up)| Rows::interleaved(gate, up, inner)).collect();
+        let x = read_only(device, "x", &self.x.bytes)?;
+        let w13 = Rows::upload(&w13, device, "w13")?;
+        let w2 = Rows::upload(&self.down, device, "w2")?;
+        let given = read_only(device, "given act", &self.act.bytes)?;
         let (delta13, delta2) = match &self.deltas {
             None => (Delta::NONE, Delta::NONE),
             Some((first, second)) => {
@@ -168,18 +217,18 @@ impl Case {
                     interleave(gate, up, inner, 1).expect("inner is a multiple of 8")
                 });
                 let panels: Vec<f32> = panels.collect();
-                let slots = indices(device, "slots", &self.slots);
-                let first = read_only(device, "delta13", &tensor(self.dtype, &panels).bytes);
-                let second = read_only(device, "delta2", &second.bytes);
+                let slots = indices(device, "slots", &self.slots)?;
+                let first = read_only(device, "delta13", &tensor(self.dtype, &panels).bytes)?;
+                let second = read_only(device, "delta2", &second.bytes)?;
                 (Delta { values: first, slots }, Delta { values: second, slots })
             }
         };
-        let act = device.alloc("act", rows * inner * self.dtype.size(), Use::Write);
-        let y = device.alloc("y", rows * h * 4, Use::Write);
+        let act = device.alloc("act", rows * inner * self.dtype.size(), Use::Write)?;
+        let y = device.alloc("y", rows * h * 4, Use::Write)?;
         named(name, device.launch(&named(name, (products.up)(&shape, x, w13, delta13, act))?))?;
         named(name, device.launch(&named(name, (products.down)(&shape, given, w2, delta2, y))?))?;
-        self.compare_up(name, &fetch(device, act, self.dtype, rows * inner))?;
-        self.compare_down(name, &fetch(device, y, DType::F32, rows * h))
+        self.compare_up(name, &fetch(device, act, self.dtype, rows * inner)?)?;
+        self.compare_down(name, &fetch(device, y, DType::F32, rows * h)?)
     }
 
     fn compare_up(&self, name: &str, found: &[f32]) -> Result<(), String> {
@@ -235,7 +284,7 @@ impl Case {
     }
 
     /// Each pair's product with its expert, by plain loops; a row of `x` has `share` pairs.
-    fn product(&self, weights: &[Tensor], n: usize, k: usize, x: &[f32], share: usize) -> Vec<f32> {
+    fn product(&self, weights: &[Rows], n: usize, k: usize, x: &[f32], share: usize) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.ids.len() * n);
         for (pair, id) in self.ids.iter().enumerate() {
             let x = &x[pair / share * k..][..k];
@@ -248,12 +297,12 @@ impl Case {
     }
 }
 
-fn data(all: &[Tensor]) -> Vec<WeightData<'_>> {
-    all.iter().map(|tensor| WeightData::F32(&tensor.values)).collect()
+fn data(all: &[Rows]) -> Vec<WeightData<'_>> {
+    all.iter().map(|rows| WeightData::F32(&rows.values)).collect()
 }
 
 fn combine(
-    device: &mut dyn Device,
+    device: &mut dyn CheckDevice,
     dtype: DType,
     tokens: usize,
     ranks: usize,
@@ -272,10 +321,10 @@ fn combine(
         h: n,
         inner: 0,
     };
-    let out = device.alloc("out", tokens * n * dtype.size(), Use::Write);
-    let from = read_only(device, "y", &tensor(DType::F32, &y).bytes);
-    let by = read_only(device, "weights", &tensor(DType::F32, &weights).bytes);
-    let count = indices(device, "tokens", &[tokens as u32]);
+    let out = device.alloc("out", tokens * n * dtype.size(), Use::Write)?;
+    let from = read_only(device, "y", &tensor(DType::F32, &y).bytes)?;
+    let by = read_only(device, "weights", &tensor(DType::F32, &weights).bytes)?;
+    let count = indices(device, "tokens", &[tokens as u32])?;
     named(name, device.launch(&named(name, expert_combine(&shape, from, by, out, count))?))?;
     let mut expected = vec![0.0_f32; tokens * n];
     for token in 0..tokens {
@@ -286,5 +335,5 @@ fn combine(
             }
         }
     }
-    close(name, &fetch(device, out, dtype, tokens * n), &expected, Tolerance::of(dtype, ranks, 1.0))
+    close(name, &fetch(device, out, dtype, tokens * n)?, &expected, Tolerance::of(dtype, ranks, 1.0))
 }

@@ -1,6 +1,6 @@
 //! `expert_tiles.cu`, by the cases of [`super::expert_stream`] in its own shapes.
 
-use super::Device;
+use super::CheckDevice;
 use super::expert_stream::{Products, Shape, run_products};
 use crate::device::expert_tiles::{expert_down, expert_up};
 
@@ -16,6 +16,6 @@ const SHAPES: [Shape; 7] = [
     Shape { tokens: 300, ranks: 2, experts: 4, h: 128, inner: 64, one_expert: false, long: true },
 ];
 
-pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String> {
     run_products(device, small, "expert_tiles", &SHAPES, &Products { up: expert_up, down: expert_down })
 }

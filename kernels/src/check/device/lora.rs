@@ -1,9 +1,10 @@
 //! `lora.cu` against plain loops.
 
+use super::CheckDevice;
 use super::compare::{HALVES, Tolerance, close, fetch, indices, named, read_only, tensor, unit};
-use super::{Device, Use};
 use crate::DType;
 use crate::check::{fill, hash};
+use crate::device::Use;
 use crate::device::lora::{Adapters, lora_expand, lora_shrink};
 
 #[derive(Debug, Clone, Copy)]
@@ -28,11 +29,11 @@ const SHAPES: [Shape; 6] = [
     Shape { pairs: 6, ranks: 1, slots: 3, experts: 1, k: 576, rank: 16, n: 70, parts: 2, one: false },
     Shape { pairs: 21, ranks: 1, slots: 2, experts: 1, k: 72, rank: 64, n: 300, parts: 4, one: true },
     Shape { pairs: 14, ranks: 2, slots: 2, experts: 3, k: 136, rank: 40, n: 48, parts: 1, one: false },
-    Shape { pairs: 9, ranks: 1, slots: 4, experts: 1, k: 64, rank: 128, n: 33, parts: 1, one: false },
+    Shape { pairs: 9, ranks: 1, slots: 4, experts: 1, k: 64, rank: 256, n: 33, parts: 1, one: false },
     Shape { pairs: 20, ranks: 1, slots: 1, experts: 1, k: 1064, rank: 8, n: 64, parts: 1, one: true },
 ];
 
-pub(super) fn run(device: &mut dyn Device, _small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, _small: bool) -> Result<usize, String> {
     let mut ran = 0;
     for dtype in HALVES {
         for shape in SHAPES {
@@ -45,7 +46,13 @@ pub(super) fn run(device: &mut dyn Device, _small: bool) -> Result<usize, String
     Ok(ran)
 }
 
-fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: Shape, add: bool) -> Result<(), String> {
+fn case(
+    device: &mut dyn CheckDevice,
+    name: &str,
+    dtype: DType,
+    shape: Shape,
+    add: bool,
+) -> Result<(), String> {
     let Shape { pairs, ranks, slots, experts, k, rank, n, parts, one } = shape;
     let adapters = slots * experts;
     device.clear();
@@ -66,9 +73,9 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: Shape, add: bo
     let scales: Vec<f32> = (0..slots).map(|slot| 0.25 + slot as f32 * 0.5).collect();
     let before = tensor(dtype, &fill(pairs * n, 4));
     let op = Adapters {
-        offsets: indices(device, "offsets", &offsets),
-        sorted_pairs: indices(device, "sorted_pairs", &sorted),
-        v: device.alloc("v", parts * (pairs + 1) * rank * 4, Use::Write),
+        offsets: indices(device, "offsets", &offsets)?,
+        sorted_pairs: indices(device, "sorted_pairs", &sorted)?,
+        v: device.alloc("v", parts * (pairs + 1) * rank * 4, Use::Write)?,
         dtype,
         adapters,
         experts,
@@ -76,11 +83,11 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: Shape, add: bo
         rank,
         parts,
     };
-    let (at_x, at_a) = (read_only(device, "x", &x.bytes), read_only(device, "a", &a.bytes));
-    let at_b = read_only(device, "b", &b.bytes);
-    let at_scales = read_only(device, "scales", &tensor(DType::F32, &scales).bytes);
-    let out = device.alloc("out", before.bytes.len(), Use::ReadWrite);
-    device.upload(out, &before.bytes);
+    let (at_x, at_a) = (read_only(device, "x", &x.bytes)?, read_only(device, "a", &a.bytes)?);
+    let at_b = read_only(device, "b", &b.bytes)?;
+    let at_scales = read_only(device, "scales", &tensor(DType::F32, &scales).bytes)?;
+    let out = device.alloc("out", before.bytes.len(), Use::ReadWrite)?;
+    device.upload(out, 0, &before.bytes)?;
     named(name, device.launch(&named(name, lora_shrink(&op, at_x, at_a, ranks, k))?))?;
     named(name, device.launch(&named(name, lora_expand(&op, at_b, at_scales, out, n, add))?))?;
 
@@ -101,5 +108,5 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: Shape, add: bo
     // rounding of it times at most 1. One in a hundred does.
     let size = (k as f32).sqrt() / 3.0 * scales[slots - 1];
     let tolerance = Tolerance::of(dtype, rank + k, 1.0 + size * (rank as f32).sqrt()).and(unit(dtype) * size);
-    close(name, &fetch(device, out, dtype, before.values.len()), &expected, tolerance)
+    close(name, &fetch(device, out, dtype, before.values.len())?, &expected, tolerance)
 }

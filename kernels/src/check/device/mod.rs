@@ -5,45 +5,43 @@
 
 mod cache;
 mod compare;
+mod dense;
+mod embed_rows;
+mod encoder_attention;
+mod encoder_embed;
 mod expert_align;
 mod expert_stream;
 mod expert_tiles;
+mod fill;
+mod gather_rows;
+mod gelu;
+mod kv_copy;
+mod layer_norm;
 mod lora;
 mod paged_decode;
 mod paged_prefill;
+mod pool;
 mod rms_norm;
 mod rope_kv_write;
 mod route_topk;
 mod sample;
+mod scan_topk;
+mod weights;
 
-use crate::device::{Launch, Ptr};
+use crate::device::Device;
+use crate::error::KernelError;
 
-/// What a buffer is to the kernels that get it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Use {
-    /// Read, never written.
-    Read = 0,
-    /// Written before it is read.
-    Write = 1,
-    /// Holds values that are read and then overwritten.
-    ReadWrite = 2,
-}
-
-/// Memory and launches.
-pub trait Device {
+/// A device for one case after another.
+pub trait CheckDevice: Device {
     /// Forgets all buffers.
     fn clear(&mut self);
-    /// A buffer.
-    fn alloc(&mut self, name: &str, bytes: usize, r#use: Use) -> Ptr;
-    /// Fills a buffer.
-    fn upload(&mut self, to: Ptr, bytes: &[u8]);
-    /// Reads a whole buffer.
-    fn download(&mut self, from: Ptr, bytes: &mut [u8]);
-    /// Runs a kernel to its end.
-    ///
-    /// # Errors
-    /// What went wrong in it.
-    fn launch(&mut self, launch: &Launch) -> Result<(), String>;
+}
+
+/// What a case says of an error.
+impl From<KernelError> for String {
+    fn from(error: KernelError) -> String {
+        error.to_string()
+    }
 }
 
 /// All cases of one source file of `kernels/cuda`.
@@ -52,13 +50,18 @@ pub struct Suite {
     /// The file's name without `.cu`.
     pub file: &'static str,
     /// Runs the cases; `small` leaves out the long shapes. Returns how many ran.
-    pub run: fn(device: &mut dyn Device, small: bool) -> Result<usize, String>,
+    pub run: fn(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String>,
 }
 
 /// Every kernel's cases.
 #[must_use]
-pub fn suites() -> [Suite; 10] {
+pub fn suites() -> [Suite; 22] {
     [
+        Suite { file: "dense", run: dense::run },
+        Suite { file: "dense_tiles", run: dense::run_tiles },
+        Suite { file: "embed_rows", run: embed_rows::run },
+        Suite { file: "gather_rows", run: gather_rows::run },
+        Suite { file: "kv_copy", run: kv_copy::run },
         Suite { file: "rms_norm", run: rms_norm::run },
         Suite { file: "rope_kv_write", run: rope_kv_write::run },
         Suite { file: "paged_decode", run: paged_decode::run },
@@ -67,7 +70,14 @@ pub fn suites() -> [Suite; 10] {
         Suite { file: "expert_align", run: expert_align::run },
         Suite { file: "expert_stream", run: expert_stream::run },
         Suite { file: "expert_tiles", run: expert_tiles::run },
+        Suite { file: "encoder_embed", run: encoder_embed::run },
+        Suite { file: "layer_norm", run: layer_norm::run },
+        Suite { file: "encoder_attention", run: encoder_attention::run },
+        Suite { file: "gelu", run: gelu::run },
+        Suite { file: "pool", run: pool::run },
         Suite { file: "lora", run: lora::run },
+        Suite { file: "fill", run: fill::run },
         Suite { file: "sample", run: sample::run },
+        Suite { file: "scan_topk", run: scan_topk::run },
     ]
 }

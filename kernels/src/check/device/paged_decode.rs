@@ -1,9 +1,10 @@
 //! `paged_decode.cu` against [`crate::paged_attention()`].
 
+use super::CheckDevice;
 use super::cache::Cache;
 use super::compare::{FLOATS, Tolerance, close, fetch, indices, named, read_only, tensor};
-use super::{Device, Use};
 use crate::check::fill;
+use crate::device::Use;
 use crate::device::paged_decode::{PagedDecode, paged_decode};
 use crate::{DType, Exec, HeadLayout, SeqSpan, View, ViewMut};
 
@@ -34,7 +35,7 @@ const fn heads(q: usize, kv: usize, dim: usize) -> HeadLayout {
     HeadLayout { q, kv, dim }
 }
 
-pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String> {
     let mut ran = 0;
     for dtype in FLOATS {
         for shape in SHAPES.iter().filter(|shape| !small || !shape.long) {
@@ -49,7 +50,7 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
     Ok(ran)
 }
 
-fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Result<(), String> {
+fn case(device: &mut dyn CheckDevice, name: &str, dtype: DType, shape: &Shape) -> Result<(), String> {
     device.clear();
     let (heads, contexts) = (shape.heads, shape.contexts);
     let mut cache = named(name, Cache::new(dtype, heads, contexts))?;
@@ -57,13 +58,13 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Res
     let scale = 1.0 / (heads.dim as f32).sqrt();
     let scratch = contexts.len() * heads.q * shape.parts * 4;
     let op = PagedDecode {
-        qkv: read_only(device, "qkv", &qkv.bytes),
-        kv: read_only(device, "kv", &named(name, cache.on_device())?.bytes),
-        tables: indices(device, "tables", &cache.tables),
-        contexts: indices(device, "contexts", contexts),
-        sums: device.alloc("sums", scratch * heads.dim, Use::Write),
-        stats: device.alloc("stats", scratch * 2, Use::Write),
-        out: device.alloc("out", contexts.len() * heads.q * heads.dim * dtype.size(), Use::Write),
+        qkv: read_only(device, "qkv", &qkv.bytes)?,
+        kv: read_only(device, "kv", &named(name, cache.on_device())?.bytes)?,
+        tables: indices(device, "tables", &cache.tables)?,
+        contexts: indices(device, "contexts", contexts)?,
+        sums: device.alloc("sums", scratch * heads.dim, Use::Write)?,
+        stats: device.alloc("stats", scratch * 2, Use::Write)?,
+        out: device.alloc("out", contexts.len() * heads.q * heads.dim * dtype.size(), Use::Write)?,
         dtype,
         sequences: contexts.len(),
         table_width: cache.table_width,
@@ -93,6 +94,6 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Res
         )?;
     }
     // Scores are sums of `dim` products and enter an exponential; values are averaged.
-    let found = fetch(device, op.out, dtype, expected.len());
+    let found = fetch(device, op.out, dtype, expected.len())?;
     close(name, &found, &expected, Tolerance::of(dtype, heads.dim + 64, 1.0))
 }

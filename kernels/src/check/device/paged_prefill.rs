@@ -1,9 +1,10 @@
 //! `paged_prefill.cu` against [`crate::paged_attention()`].
 
+use super::CheckDevice;
 use super::cache::Cache;
 use super::compare::{HALVES, Tolerance, close, fetch, indices, named, read_only, tensor, unit};
-use super::{Device, Use};
 use crate::check::fill;
+use crate::device::Use;
 use crate::device::paged_prefill::{PagedPrefill, paged_prefill};
 use crate::{DType, Exec, HeadLayout, SeqSpan, View, ViewMut};
 
@@ -31,7 +32,7 @@ const fn heads(q: usize, kv: usize, dim: usize) -> HeadLayout {
     HeadLayout { q, kv, dim }
 }
 
-pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String> {
     let mut ran = 0;
     for dtype in HALVES {
         for shape in SHAPES.iter().filter(|shape| !small || !shape.long) {
@@ -46,7 +47,7 @@ pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String>
     Ok(ran)
 }
 
-fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Result<(), String> {
+fn case(device: &mut dyn CheckDevice, name: &str, dtype: DType, shape: &Shape) -> Result<(), String> {
     device.clear();
     let heads = shape.heads;
     let contexts: Vec<u32> = shape.sequences.iter().map(|(_, context)| *context).collect();
@@ -66,11 +67,11 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Res
     let qkv = tensor(dtype, &fill(rows * heads.width(), 13));
     let scale = 1.0 / (heads.dim as f32).sqrt();
     let op = PagedPrefill {
-        qkv: read_only(device, "qkv", &qkv.bytes),
-        kv: read_only(device, "kv", &named(name, cache.on_device())?.bytes),
-        tables: indices(device, "tables", &cache.tables),
-        spans: indices(device, "spans", &fields),
-        out: device.alloc("out", rows * heads.q * heads.dim * dtype.size(), Use::Write),
+        qkv: read_only(device, "qkv", &qkv.bytes)?,
+        kv: read_only(device, "kv", &named(name, cache.on_device())?.bytes)?,
+        tables: indices(device, "tables", &cache.tables)?,
+        spans: indices(device, "spans", &fields)?,
+        out: device.alloc("out", rows * heads.q * heads.dim * dtype.size(), Use::Write)?,
         dtype,
         sequences: spans.len(),
         max_queries: shape.sequences.iter().map(|(queries, _)| *queries as usize + 5).max().unwrap_or(0),
@@ -93,5 +94,5 @@ fn case(device: &mut dyn Device, name: &str, dtype: DType, shape: &Shape) -> Res
     )?;
     // Probabilities are rounded to the element type before they are multiplied with values of at most 1.
     let tolerance = Tolerance::of(dtype, heads.dim + 64, 1.0).and(unit(dtype));
-    close(name, &fetch(device, op.out, dtype, expected.len()), &expected, tolerance)
+    close(name, &fetch(device, op.out, dtype, expected.len())?, &expected, tolerance)
 }

@@ -1,9 +1,10 @@
 //! `rope_kv_write.cu` against [`crate::rope_kv_write()`].
 
+use super::CheckDevice;
 use super::cache::device_layout;
 use super::compare::{FLOATS, Tolerance, close, fetch, floats, indices, named, read_only, tensor};
-use super::{Device, Use};
 use crate::check::{fill, hash};
+use crate::device::Use;
 use crate::device::rope_kv_write::{NO_SLOT, RopeKvWrite, rope_kv_write};
 use crate::kv::{BLOCK, KvCacheBuf};
 use crate::rope::RopeTable;
@@ -17,7 +18,7 @@ const HEADS: [HeadLayout; 5] = [
     HeadLayout { q: 32, kv: 8, dim: 128 },
 ];
 
-pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String> {
     let mut ran = 0;
     for dtype in FLOATS {
         for heads in HEADS {
@@ -46,7 +47,7 @@ fn angles(frequencies: &[f32], positions: usize) -> Vec<f32> {
 }
 
 fn case(
-    device: &mut dyn Device,
+    device: &mut dyn CheckDevice,
     name: &str,
     dtype: DType,
     rows: usize,
@@ -64,21 +65,21 @@ fn case(
         (0..rows as u32).map(|row| if row == 2 { NO_SLOT } else { row * 37 % 64 }).collect();
     let elements = blocks * 2 * heads.kv * BLOCK * heads.dim;
     let before = tensor(dtype, &fill(elements, 6));
-    let kv = device.alloc("kv", elements * dtype.size(), Use::ReadWrite);
-    device.upload(kv, &before.bytes);
-    let at = device.alloc("qkv", qkv.bytes.len(), Use::ReadWrite);
-    device.upload(at, &qkv.bytes);
+    let kv = device.alloc("kv", elements * dtype.size(), Use::ReadWrite)?;
+    device.upload(kv, 0, &before.bytes)?;
+    let at = device.alloc("qkv", qkv.bytes.len(), Use::ReadWrite)?;
+    device.upload(at, 0, &qkv.bytes)?;
     let op = RopeKvWrite {
         qkv: at,
         table: read_only(
             device,
             "table",
             &tensor(DType::F32, &angles(&frequencies, positions_in_table)).bytes,
-        ),
-        positions: indices(device, "positions", &positions),
-        slots: indices(device, "slots", &slots),
+        )?,
+        positions: indices(device, "positions", &positions)?,
+        slots: indices(device, "slots", &slots)?,
         kv,
-        rows: indices(device, "rows", &[rows as u32]),
+        rows: indices(device, "rows", &[rows as u32])?,
         dtype,
         max_rows: rows + 2,
         heads,
@@ -110,8 +111,8 @@ fn case(
         })
         .collect();
     let tolerance = Tolerance::of(dtype, 2, 1.0);
-    close(&format!("{name}: q"), &fetch(device, at, dtype, qkv.values.len()), &rotated, tolerance)?;
+    close(&format!("{name}: q"), &fetch(device, at, dtype, qkv.values.len())?, &rotated, tolerance)?;
     let mut bytes = vec![0; before.bytes.len()];
-    device.download(kv, &mut bytes);
+    device.download(kv, 0, &mut bytes)?;
     close(&format!("{name}: cache"), &floats(dtype, &bytes), &expected, tolerance)
 }

@@ -1,10 +1,11 @@
 //! `route_topk.cu` against [`crate::route_topk()`].
 
+use super::CheckDevice;
 use super::compare::{
     FLOATS, Tolerance, close, equal, fetch, fetch_indices, indices, named, read_only, tensor,
 };
-use super::{Device, Use};
 use crate::check::fill;
+use crate::device::Use;
 use crate::device::route_topk::{RouteTopk, route_topk};
 use crate::{DType, Exec, View};
 
@@ -12,7 +13,7 @@ use crate::{DType, Exec, View};
 const SHAPES: [(usize, usize, usize); 7] =
     [(1, 1, 1), (1, 8, 2), (9, 8, 2), (5, 7, 3), (6, 60, 4), (3, 33, 32), (4, 256, 8)];
 
-pub(super) fn run(device: &mut dyn Device, _small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, _small: bool) -> Result<usize, String> {
     let mut ran = 0;
     for dtype in FLOATS {
         for (rows, experts, k) in SHAPES {
@@ -36,7 +37,7 @@ pub(super) fn run(device: &mut dyn Device, _small: bool) -> Result<usize, String
 }
 
 fn case(
-    device: &mut dyn Device,
+    device: &mut dyn CheckDevice,
     name: &str,
     dtype: DType,
     logits: &[f32],
@@ -54,7 +55,7 @@ fn case(
 }
 
 fn launch(
-    device: &mut dyn Device,
+    device: &mut dyn CheckDevice,
     name: &str,
     dtype: DType,
     logits: &[u8],
@@ -63,10 +64,10 @@ fn launch(
 ) -> Result<(Vec<u32>, Vec<f32>), String> {
     device.clear();
     let op = RouteTopk {
-        logits: read_only(device, "logits", logits),
-        ids: device.alloc("ids", rows * k * 4, Use::Write),
-        weights: device.alloc("weights", rows * k * 4, Use::Write),
-        rows: indices(device, "rows", &[rows as u32]),
+        logits: read_only(device, "logits", logits)?,
+        ids: device.alloc("ids", rows * k * 4, Use::Write)?,
+        weights: device.alloc("weights", rows * k * 4, Use::Write)?,
+        rows: indices(device, "rows", &[rows as u32])?,
         dtype,
         max_rows: rows + 5,
         experts,
@@ -74,11 +75,11 @@ fn launch(
         renormalize,
     };
     named(name, device.launch(&named(name, route_topk(&op))?))?;
-    Ok((fetch_indices(device, op.ids, rows * k), fetch(device, op.weights, DType::F32, rows * k)))
+    Ok((fetch_indices(device, op.ids, rows * k)?, fetch(device, op.weights, DType::F32, rows * k)?))
 }
 
 /// Logits that are no numbers still give distinct experts: ids index memory.
-fn broken(device: &mut dyn Device, dtype: DType) -> Result<(), String> {
+fn broken(device: &mut dyn CheckDevice, dtype: DType) -> Result<(), String> {
     let (experts, k) = (8, 2);
     for value in [f32::NAN, f32::NEG_INFINITY] {
         let mut logits = vec![value; 2 * experts];

@@ -1,8 +1,9 @@
 //! `sample.cu` against the plain sampler below: sorted lists and sums in f64.
 
+use super::CheckDevice;
 use super::compare::{equal, fetch, fetch_indices, indices, named, read_only, tensor};
-use super::{Device, Use};
 use crate::check::{fill, hash};
+use crate::device::Use;
 use crate::device::sample::{Adjustments, Sample, Sampling, adjust_logits, sample};
 use crate::{DType, philox_uniform};
 
@@ -36,7 +37,7 @@ const KINDS: [Sampling; 13] = [
     Sampling { temperature: 0.7, top_k: 100_000, top_p: 0.99, min_p: 0.001, ..PLAIN },
 ];
 
-pub(super) fn run(device: &mut dyn Device, small: bool) -> Result<usize, String> {
+pub(super) fn run(device: &mut dyn CheckDevice, small: bool) -> Result<usize, String> {
     let mut ran = 0;
     for vocab in [1, 7, 600, 2049, 32_000] {
         if small && vocab > 600 {
@@ -90,23 +91,28 @@ fn reference(x: &[f32], how: &Sampling) -> u32 {
     order.last().map_or(u32::MAX, |id| *id as u32)
 }
 
-fn launch(device: &mut dyn Device, name: &str, logits: &[f32], how: &[Sampling]) -> Result<Vec<u32>, String> {
+fn launch(
+    device: &mut dyn CheckDevice,
+    name: &str,
+    logits: &[f32],
+    how: &[Sampling],
+) -> Result<Vec<u32>, String> {
     device.clear();
     let vocab = logits.len() / how.len();
     let bytes: Vec<u8> = how.iter().flat_map(Sampling::to_bytes).collect();
     let op = Sample {
-        logits: read_only(device, "logits", &tensor(DType::F32, logits).bytes),
-        how: read_only(device, "how", &bytes),
-        ids: device.alloc("ids", how.len() * 4, Use::Write),
-        rows: indices(device, "rows", &[how.len() as u32]),
+        logits: read_only(device, "logits", &tensor(DType::F32, logits).bytes)?,
+        how: read_only(device, "how", &bytes)?,
+        ids: device.alloc("ids", how.len() * 4, Use::Write)?,
+        rows: indices(device, "rows", &[how.len() as u32])?,
         max_rows: how.len() + 1,
         vocab,
     };
     named(name, device.launch(&named(name, sample(&op))?))?;
-    Ok(fetch_indices(device, op.ids, how.len()))
+    fetch_indices(device, op.ids, how.len())
 }
 
-fn draws(device: &mut dyn Device, vocab: usize, ties: bool, each: usize) -> Result<(), String> {
+fn draws(device: &mut dyn CheckDevice, vocab: usize, ties: bool, each: usize) -> Result<(), String> {
     let name = format!("sample of {vocab} tokens, ties {ties}");
     let how: Vec<Sampling> = (0..KINDS.len() * each)
         .map(|at| Sampling { seed: at as u64 / 7, position: hash(at as u64, 2), ..KINDS[at / each] })
@@ -126,7 +132,7 @@ fn draws(device: &mut dyn Device, vocab: usize, ties: bool, each: usize) -> Resu
 }
 
 /// No token where there is none, for greedy and for a draw; forbidden ones are never drawn.
-fn broken(device: &mut dyn Device) -> Result<(), String> {
+fn broken(device: &mut dyn CheckDevice) -> Result<(), String> {
     let vocab = 700;
     let mut logits = Vec::new();
     let mut how = Vec::new();
@@ -149,7 +155,7 @@ fn broken(device: &mut dyn Device) -> Result<(), String> {
     equal(name, &launch(device, name, &logits, &how)?, &expected)
 }
 
-fn adjustments(device: &mut dyn Device) -> Result<(), String> {
+fn adjustments(device: &mut dyn CheckDevice) -> Result<(), String> {
     let name = "adjust_logits";
     let (rows, vocab, mask_words) = (3, 100, 3);
     device.clear();
@@ -167,25 +173,25 @@ fn adjustments(device: &mut dyn Device) -> Result<(), String> {
     let (seen_offsets, seen_ids) = ([0, 0, 4, 7], [35, 2, 9, 10, 99, 0, 5000]);
     let seen_counts = [3, 0, 1, 0, 2, 0, 1];
     let bytes: Vec<u8> = how.iter().flat_map(Sampling::to_bytes).collect();
-    let logits = device.alloc("logits", before.bytes.len(), Use::ReadWrite);
-    device.upload(logits, &before.bytes);
+    let logits = device.alloc("logits", before.bytes.len(), Use::ReadWrite)?;
+    device.upload(logits, 0, &before.bytes)?;
     let op = Sample {
         logits,
-        how: read_only(device, "how", &bytes),
+        how: read_only(device, "how", &bytes)?,
         ids: crate::device::Ptr::NONE,
-        rows: indices(device, "rows", &[rows as u32]),
+        rows: indices(device, "rows", &[rows as u32])?,
         max_rows: rows + 1,
         vocab,
     };
     let by = Adjustments {
-        masks: indices(device, "masks", &masks),
+        masks: indices(device, "masks", &masks)?,
         mask_words,
-        bias_offsets: indices(device, "bias_offsets", &bias_offsets),
-        bias_ids: indices(device, "bias_ids", &bias_ids),
-        biases: read_only(device, "biases", &tensor(DType::F32, &biases).bytes),
-        seen_offsets: indices(device, "seen_offsets", &seen_offsets),
-        seen_ids: indices(device, "seen_ids", &seen_ids),
-        seen_counts: indices(device, "seen_counts", &seen_counts),
+        bias_offsets: indices(device, "bias_offsets", &bias_offsets)?,
+        bias_ids: indices(device, "bias_ids", &bias_ids)?,
+        biases: read_only(device, "biases", &tensor(DType::F32, &biases).bytes)?,
+        seen_offsets: indices(device, "seen_offsets", &seen_offsets)?,
+        seen_ids: indices(device, "seen_ids", &seen_ids)?,
+        seen_counts: indices(device, "seen_counts", &seen_counts)?,
     };
     named(name, device.launch(&named(name, adjust_logits(&op, &by))?))?;
 
@@ -215,7 +221,7 @@ fn adjustments(device: &mut dyn Device) -> Result<(), String> {
         }
     }
     // A fused multiply-add rounds once less; minus infinity is equal to itself only.
-    let found = fetch(device, logits, DType::F32, rows * vocab);
+    let found = fetch(device, logits, DType::F32, rows * vocab)?;
     for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
         let off = (found - expected).abs();
         if found != expected && (off.is_nan() || off > 1e-6) {
