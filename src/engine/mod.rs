@@ -9,14 +9,17 @@
 //! | `request`, `handle` | what goes in and comes out |
 //! | `adapters` | LoRA adapters by name, in memory and on disk |
 //! | `block_pool`, `sequence`, `queues`, `scheduler`, `drafts` | which tokens are computed next, and where their keys go |
-//! | `step`, `runner`, `sampler`, `constraint` | carrying a step out |
+//! | `step`, `runner`, `device_runner` | carrying a step out |
+//! | `draws`, `sampler`, `constraint` | from logits to tokens |
 //!
 //! Invariant: every admitted request gets exactly one terminal event ([`Event::Done`] or [`Event::Failed`]).
 
 mod adapters;
 mod block_pool;
 mod constraint;
+mod device_runner;
 mod drafts;
+mod draws;
 mod engine_loop;
 mod handle;
 mod queues;
@@ -32,6 +35,7 @@ mod token_counts;
 pub use adapters::{AdapterError, AdapterInfo, AdapterLease, Adapters};
 pub use block_pool::{BlockHash, BlockPool, BlockState};
 pub use constraint::{BitMask, Constraint, Grammar};
+pub use device_runner::DeviceRunner;
 pub use drafts::SpeculationConfig;
 pub use engine_loop::{EngineConfig, EngineThread, start};
 pub use handle::{EngineHandle, EngineLimits, EventStream, SubmitError};

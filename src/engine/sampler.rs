@@ -86,7 +86,7 @@ impl Sampler {
     ) -> Result<SampledToken, SampleError> {
         // The row is copied only where something changes it.
         let mut own = std::mem::take(&mut self.logits);
-        let id = if mask.is_some() || adjusts(spec) {
+        let id = if mask.is_some() || spec.adjusts() {
             own.clear();
             own.extend_from_slice(logits);
             adjust(&mut own, spec, mask);
@@ -252,14 +252,6 @@ fn check(max: f32) -> Result<(), SampleError> {
         return Err(SampleError::NothingAllowed);
     }
     if max.is_finite() { Ok(()) } else { Err(SampleError::NotFinite) }
-}
-
-/// Whether anything but the model and a grammar decides the logits.
-fn adjusts(spec: &SampleSpec) -> bool {
-    spec.params.allowed.is_some()
-        || spec.banned().is_some()
-        || spec.history.is_some()
-        || !spec.params.logit_bias.is_empty()
 }
 
 fn adjust(logits: &mut [f32], spec: &SampleSpec, mask: Option<&BitMask>) {

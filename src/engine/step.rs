@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::{LoraAdapter, SeqSpan};
+use crate::model::{ForwardBatch, LoraAdapter, SeqSpan};
 
 use super::constraint::Grammar;
 use super::request::{SampleError, SampledToken, SamplingParams, TokenLogprobs};
@@ -41,6 +41,20 @@ impl StepPlan {
     #[must_use]
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
+    }
+
+    /// What the model is fed, with the logits of `rows` wanted.
+    pub(super) fn batch<'a>(&'a self, rows: &'a [u32]) -> ForwardBatch<'a> {
+        ForwardBatch {
+            input_ids: &self.input_ids,
+            positions: &self.positions,
+            slot_mapping: &self.slot_mapping,
+            sequences: &self.sequences,
+            block_tables: &self.block_tables,
+            logits_rows: rows,
+            adapters: &self.adapters,
+            adapter_of: &self.adapter_of,
+        }
     }
 
     /// Empties it, keeping its memory.
@@ -82,6 +96,14 @@ pub struct SampleSpec {
 }
 
 impl SampleSpec {
+    /// Whether anything but the model and a grammar decides the logits.
+    pub(super) fn adjusts(&self) -> bool {
+        self.params.allowed.is_some()
+            || self.banned().is_some()
+            || self.history.is_some()
+            || !self.params.logit_bias.is_empty()
+    }
+
     /// What must not be drawn at its position.
     pub(super) fn banned(&self) -> Option<&[u32]> {
         self.banned.as_ref().filter(|banned| self.position < banned.before).map(|banned| &*banned.ids)

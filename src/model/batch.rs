@@ -69,6 +69,33 @@ impl ForwardBatch<'_> {
         }
         Ok(())
     }
+
+    /// Every index is inside of what it points to: on a device no op checks.
+    pub(super) fn check_indices(&self, positions: usize, blocks: usize) -> Result<()> {
+        let wrong = |what: String| Err(ModelError::Batch { what });
+        let past = |all: &[u32], bound: usize| all.iter().find(|at| **at as usize >= bound).copied();
+        if let Some(at) = past(self.positions, positions) {
+            return wrong(format!("position {at} of {positions}"));
+        }
+        if let Some(at) = past(self.slot_mapping, blocks * BLOCK) {
+            return wrong(format!("slot {at} of {blocks} blocks"));
+        }
+        for span in self.sequences {
+            let needed = (span.context_len as usize).div_ceil(BLOCK);
+            let from = span.table_start as usize;
+            let Some(table) = self.block_tables.get(from..from + needed) else {
+                return wrong(format!("a table of {needed} blocks at {from} of {}", self.block_tables.len()));
+            };
+            if let Some(at) = past(table, blocks) {
+                return wrong(format!("block {at} of {blocks}"));
+            }
+            let end = span.query_start as usize + span.query_len as usize;
+            if end > self.input_ids.len() || span.query_len > span.context_len {
+                return wrong(format!("{span:?} of {} tokens", self.input_ids.len()));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The extents of a KV cache.

@@ -192,6 +192,17 @@ pub struct EncoderConfig {
     pub head: Option<ScoringHead>,
 }
 
+impl Activation {
+    /// As the kernels name it.
+    pub(super) fn kind(self) -> tarn_kernels::GeluKind {
+        match self {
+            Activation::GeluErf => tarn_kernels::GeluKind::Erf,
+            Activation::GeluTanh => tarn_kernels::GeluKind::Tanh,
+            Activation::Relu => tarn_kernels::GeluKind::Relu,
+        }
+    }
+}
+
 impl ScoreScale {
     /// The score that `logit` means.
     #[must_use]

@@ -132,6 +132,12 @@ pub enum ModelError {
         /// What is wrong.
         what: String,
     },
+    /// Something that the device's kernels have no room for.
+    #[error("{what}")]
+    DeviceLimit {
+        /// What, and what to do.
+        what: String,
+    },
     /// An op refused its arguments.
     #[error(transparent)]
     Kernel(#[from] tarn_kernels::KernelError),

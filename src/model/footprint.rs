@@ -78,6 +78,7 @@ fn panel_bytes((format, group): (WeightFormat, usize), k: usize) -> usize {
     match format {
         WeightFormat::F32 => k * LANES * 4,
         WeightFormat::F16 | WeightFormat::BF16 => k * LANES * 2,
+        WeightFormat::Fp8 => k * LANES + LANES * 4,
         WeightFormat::Int8 => k * LANES + k / group * LANES * 4,
         WeightFormat::Int4 => k * LANES / 2 + k / group * LANES * 8,
     }
@@ -108,14 +109,13 @@ impl ModelSource {
             (ModelConfig::Decoder(config), true) => dummy_headers(config),
             _ => self.headers()?,
         };
-        let target = dtype.target();
         let (weights, workspace) = match self.config() {
             ModelConfig::Decoder(config) => {
-                (decoder_weights(config, &headers, target), decoder_workspace(config, tokens, rows))
+                (decoder_weights(config, &headers, dtype), decoder_workspace(config, tokens, rows))
             }
             ModelConfig::Encoder(config) => {
                 let tokens = tokens.max(config.max_tokens);
-                (encoder_weights(config, &headers, target), encoder_workspace(config, tokens))
+                (encoder_weights(config, &headers, dtype.target()), encoder_workspace(config, tokens))
             }
         };
         Ok(Footprint { workspace, ..weights })
@@ -188,26 +188,30 @@ fn gated_partner(name: &str) -> Option<String> {
 fn decoder_weights(
     config: &DecoderConfig,
     headers: &HashMap<String, Header>,
-    target: Option<WeightFormat>,
+    dtype: DtypeChoice,
 ) -> Footprint {
     let mut total = Footprint::default();
+    let (target, projections) = (dtype.target(), dtype.projections());
     for (name, header) in headers {
         let (count, n, k) = matrices(&header.shape);
         let packed = |format| count * n.div_ceil(LANES) * panel_bytes(format, k);
-        let natural = header.stored.packed(target);
+        let natural = header.stored.packed(projections);
         match name.as_str() {
             _ if header.shape.len() < 2 => total.small += 4 * header.shape.iter().product::<usize>(),
             "model.embed_tokens.weight" | "token_embd.weight" => {
-                total.matrices += header.bytes + if config.tied { packed(natural) } else { 0 };
+                let head = header.stored.packed(target);
+                total.matrices += header.bytes + if config.tied { packed(head) } else { 0 };
             }
             "lm_head.weight" | "output.weight" if config.tied => {}
+            "lm_head.weight" | "output.weight" => total.matrices += packed(header.stored.packed(target)),
             router if router.contains("block_sparse_moe.gate.") || router.contains("ffn_gate_inp.") => {
                 total.small += packed((target.unwrap_or(WeightFormat::F32), 1));
             }
             name => match gated_partner(name) {
                 Some(partner) => {
                     // Unlike halves meet as IEEE halves.
-                    let unlike = headers.get(&partner).is_some_and(|p| p.stored.packed(target) != natural);
+                    let unlike =
+                        headers.get(&partner).is_some_and(|p| p.stored.packed(projections) != natural);
                     let format = if unlike { (WeightFormat::F16, 1) } else { natural };
                     // A panel has 8 rows of each.
                     total.matrices += count * n.div_ceil(LANES / 2) * panel_bytes(format, k) / 2;

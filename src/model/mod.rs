@@ -17,6 +17,7 @@ mod lora;
 mod rope_scaling;
 mod scoring_head;
 mod source;
+mod upload;
 mod weights;
 
 pub use batch::{ForwardBatch, KvCache, KvSpec, Logits, NO_ADAPTER};
@@ -24,8 +25,8 @@ pub use config::{
     Activation, DecoderConfig, EncoderConfig, HeadStyle, ModelConfig, MoeConfig, PositionStyle, RopeConfig,
     RopeScaling, ScoreScale, ScoringHead,
 };
-pub use decoder::Decoder;
-pub use encoder::Encoder;
+pub use decoder::{Decoder, DeviceAdapters, DeviceDecoder, DeviceFootprint, DeviceFormat, DeviceOptions};
+pub use encoder::{DeviceEncoder, DeviceEncoderOptions, Encoder};
 pub use error::ModelError;
 pub use footprint::Footprint;
 pub use lora::{LoraAdapter, LoraOptions};

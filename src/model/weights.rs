@@ -22,16 +22,24 @@ pub enum DtypeChoice {
     BF16,
     /// IEEE half; quantised weights are dequantised.
     F16,
+    /// 8-bit floats with a scale a row in a decoder's layers, quantised weights as well; all else as stored.
+    Fp8,
 }
 
 impl DtypeChoice {
+    /// The format of matrices outside of a decoder's layers, `None` for that of the file.
     pub(super) fn target(self) -> Option<WeightFormat> {
         match self {
-            DtypeChoice::Auto => None,
+            DtypeChoice::Auto | DtypeChoice::Fp8 => None,
             DtypeChoice::F32 => Some(WeightFormat::F32),
             DtypeChoice::BF16 => Some(WeightFormat::BF16),
             DtypeChoice::F16 => Some(WeightFormat::F16),
         }
+    }
+
+    /// The format of the projections of a decoder's layers: attention's and the experts', not the router.
+    pub(super) fn projections(self) -> Option<WeightFormat> {
+        if self == DtypeChoice::Fp8 { Some(WeightFormat::Fp8) } else { self.target() }
     }
 }
 

@@ -8,7 +8,7 @@ use super::super::queues::{Turn, is_behind};
 use super::super::sequence::Sequence;
 use super::Scheduler;
 
-/// Longest step while customers share the engine: whoever comes waits for the one under way.
+/// Longest step of somebody's long work while customers share the engine: whoever comes waits for the one under way.
 const SHARED_STEP: Duration = Duration::from_millis(100);
 
 /// How long a customer that was here is expected back.
@@ -169,11 +169,10 @@ impl Scheduler {
         let waits_for = |behind: bool| first.iter().filter(move |(flow, _)| flow.behind == behind);
         let least = waits_for(false).map(|(_, demand)| *demand).min();
         let least = least.or_else(|| first.values().chain(later.values()).copied().min()).unwrap_or(most);
-        let fair = match flows.len() {
-            1 => f64::INFINITY,
-            sharing => sharing as f64 * self.cost.seconds(least.min(most)),
-        };
-        self.cost.rows_within(fair.min(SHARED_STEP.as_secs_f64()), most).max(flows.len()).min(most)
+        let (own, short) = (self.cost.seconds(least.min(most)), SHARED_STEP.as_secs_f64());
+        // Work that would take long alone goes in short steps; what is short is not cut into several.
+        let fair = if flows.len() > 1 && own <= short { flows.len() as f64 * own } else { short };
+        self.cost.rows_within(fair, most).max(flows.len()).min(most)
     }
 
     /// Shares a customer's part of the step between its sequences, given in the order of their admission: decodes

@@ -4,34 +4,46 @@ use tarn_kernels::{WeightData, WeightFormat, pack};
 
 use super::super::config::DecoderConfig;
 use super::super::error::Result;
-use super::super::weights::{Elements, Tensors};
+use super::super::weights::{DtypeChoice, Elements, Tensors};
 use super::layer::Layer;
 
-impl Layer {
-    pub(super) fn load(
+/// A layer's weights as the files have them.
+pub(super) struct LayerTensors<'a> {
+    pub(super) attention_norm: Vec<f32>,
+    pub(super) q: Elements<'a>,
+    pub(super) k: Elements<'a>,
+    pub(super) v: Elements<'a>,
+    pub(super) qkv_bias: Option<Vec<f32>>,
+    pub(super) output: Elements<'a>,
+    pub(super) output_bias: Option<Vec<f32>>,
+    pub(super) mlp_norm: Vec<f32>,
+    pub(super) mlp: MlpTensors<'a>,
+}
+
+/// Router, and w1, w3, w2 of each expert (of the one, for a dense MLP).
+pub(super) struct MlpTensors<'a> {
+    pub(super) router: Option<Elements<'a>>,
+    pub(super) gate: Vec<Elements<'a>>,
+    pub(super) up: Vec<Elements<'a>>,
+    pub(super) down: Vec<Elements<'a>>,
+}
+
+impl<'a> LayerTensors<'a> {
+    /// The tensors of layer `at`, each of the shape that the configuration asks for.
+    pub(super) fn find(
         config: &DecoderConfig,
-        tensors: &Tensors<'_>,
+        tensors: &'a Tensors<'_>,
         names: &Names,
         at: usize,
-        target: Option<WeightFormat>,
-    ) -> Result<Layer> {
+    ) -> Result<LayerTensors<'a>> {
         let name = |part: &str| names.get(&format!("model.layers.{at}.{part}"));
         let (hidden, dim) = (config.hidden, config.head_dim);
         let (q_rows, kv_rows) = (config.heads * dim, config.kv_heads * dim);
-        let rotary = |part: &str, rows: usize, heads: usize| -> Result<Elements<'_>> {
+        let rotary = |part: &str, rows: usize, heads: usize| -> Result<Elements<'a>> {
             let elements = tensors.get(&name(part), &[rows, hidden])?;
             // llama GGUF stores q and k with each head's rows interleaved for the other RoPE convention.
             Ok(if tensors.is_gguf() { unpermute(elements, heads, dim, hidden) } else { elements })
         };
-        let q = rotary("self_attn.q_proj.weight", q_rows, config.heads)?;
-        let k = rotary("self_attn.k_proj.weight", kv_rows, config.kv_heads)?;
-        let v = tensors.get(&name("self_attn.v_proj.weight"), &[kv_rows, hidden])?;
-        let qkv = pack::dense_rows(
-            &[(q.data(), q_rows), (k.data(), kv_rows), (v.data(), kv_rows)],
-            hidden,
-            target,
-        )?;
-        let output = tensors.get(&name("self_attn.o_proj.weight"), &[hidden, q_rows])?;
         let (qkv_bias, output_bias) = if config.attention_bias {
             let mut all = tensors.vector(&name("self_attn.q_proj.bias"), q_rows)?;
             let mut k_bias = tensors.vector(&name("self_attn.k_proj.bias"), kv_rows)?;
@@ -46,32 +58,56 @@ impl Layer {
         } else {
             (None, None)
         };
-        let (router, gate, up, down) = mlp_tensors(config, tensors, names, at)?;
-        let gate_data: Vec<WeightData<'_>> = gate.iter().map(Elements::data).collect();
-        let up_data: Vec<WeightData<'_>> = up.iter().map(Elements::data).collect();
-        let down_data: Vec<WeightData<'_>> = down.iter().map(Elements::data).collect();
-        Ok(Layer {
+        Ok(LayerTensors {
             attention_norm: tensors.vector(&name("input_layernorm.weight"), hidden)?,
-            qkv,
+            q: rotary("self_attn.q_proj.weight", q_rows, config.heads)?,
+            k: rotary("self_attn.k_proj.weight", kv_rows, config.kv_heads)?,
+            v: tensors.get(&name("self_attn.v_proj.weight"), &[kv_rows, hidden])?,
             qkv_bias,
-            output: pack::dense(output.data(), hidden, q_rows, target)?,
+            output: tensors.get(&name("self_attn.o_proj.weight"), &[hidden, q_rows])?,
             output_bias,
             mlp_norm: tensors.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            router: match (&router, config.moe) {
-                (Some(router), Some(moe)) => {
-                    Some(pack::dense(router.data(), moe.experts, hidden, target.or(Some(WeightFormat::F32)))?)
-                }
-                _ => None,
-            },
-            w13: pack::gate_up(&gate_data, &up_data, config.intermediate, hidden, target)?,
-            w2: pack::experts(&down_data, hidden, config.intermediate, target)?,
+            mlp: mlp_tensors(config, tensors, names, at)?,
         })
     }
 }
 
-type MlpTensors<'a> = (Option<Elements<'a>>, Vec<Elements<'a>>, Vec<Elements<'a>>, Vec<Elements<'a>>);
+impl Layer {
+    pub(super) fn load(
+        config: &DecoderConfig,
+        tensors: &Tensors<'_>,
+        names: &Names,
+        at: usize,
+        dtype: DtypeChoice,
+    ) -> Result<Layer> {
+        let found = LayerTensors::find(config, tensors, names, at)?;
+        let (hidden, inner, target) = (config.hidden, config.intermediate, dtype.projections());
+        let (q_rows, kv_rows) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let qkv = [(found.q.data(), q_rows), (found.k.data(), kv_rows), (found.v.data(), kv_rows)];
+        fn all<'e>(experts: &'e [Elements<'_>]) -> Vec<WeightData<'e>> {
+            experts.iter().map(Elements::data).collect()
+        }
+        let mlp = &found.mlp;
+        Ok(Layer {
+            qkv: pack::dense_rows(&qkv, hidden, target)?,
+            output: pack::dense(found.output.data(), hidden, q_rows, target)?,
+            router: match (&mlp.router, config.moe) {
+                (Some(router), Some(moe)) => {
+                    let target = dtype.target().or(Some(WeightFormat::F32));
+                    Some(pack::dense(router.data(), moe.experts, hidden, target)?)
+                }
+                _ => None,
+            },
+            w13: pack::gate_up(&all(&mlp.gate), &all(&mlp.up), inner, hidden, target)?,
+            w2: pack::experts(&all(&mlp.down), hidden, inner, target)?,
+            attention_norm: found.attention_norm,
+            qkv_bias: found.qkv_bias,
+            output_bias: found.output_bias,
+            mlp_norm: found.mlp_norm,
+        })
+    }
+}
 
-/// Router, and w1, w3, w2 of each expert (of the one, for a dense MLP).
 fn mlp_tensors<'a>(
     config: &DecoderConfig,
     tensors: &'a Tensors<'_>,
@@ -82,12 +118,12 @@ fn mlp_tensors<'a>(
     let name = |part: &str| format!("model.layers.{at}.{part}");
     let Some(moe) = config.moe else {
         let one = |part: &str, shape: &[usize]| tensors.get(&names.get(&name(part)), shape);
-        return Ok((
-            None,
-            vec![one("mlp.gate_proj.weight", &[inner, hidden])?],
-            vec![one("mlp.up_proj.weight", &[inner, hidden])?],
-            vec![one("mlp.down_proj.weight", &[hidden, inner])?],
-        ));
+        return Ok(MlpTensors {
+            router: None,
+            gate: vec![one("mlp.gate_proj.weight", &[inner, hidden])?],
+            up: vec![one("mlp.up_proj.weight", &[inner, hidden])?],
+            down: vec![one("mlp.down_proj.weight", &[hidden, inner])?],
+        });
     };
     let router = tensors.get(&names.get(&name("block_sparse_moe.gate.weight")), &[moe.experts, hidden])?;
     let all = |hf: &str, gguf: &str, shape: &[usize]| -> Result<Vec<Elements<'a>>> {
@@ -108,12 +144,12 @@ fn mlp_tensors<'a>(
             })
             .collect()
     };
-    Ok((
-        Some(router),
-        all("w1", "ffn_gate", &[inner, hidden])?,
-        all("w3", "ffn_up", &[inner, hidden])?,
-        all("w2", "ffn_down", &[hidden, inner])?,
-    ))
+    Ok(MlpTensors {
+        router: Some(router),
+        gate: all("w1", "ffn_gate", &[inner, hidden])?,
+        up: all("w3", "ffn_up", &[inner, hidden])?,
+        down: all("w2", "ffn_down", &[hidden, inner])?,
+    })
 }
 
 /// HF names, or what GGUF calls the same tensor.

@@ -1,8 +1,9 @@
-//! Llama, Mistral and Mixtral: one forward pass.
+//! Llama, Mistral and Mixtral: the CPU's forward pass; [`device`] has the one for devices.
 //!
 //! All activations are buffers sized once for the largest batch. A dense MLP is a mixture of one expert, so there is
 //! one code path. q, k and v are one product, gate and up another.
 
+mod device;
 mod layer;
 mod load;
 
@@ -18,6 +19,7 @@ use super::footprint::ADAPTED_AT_ONCE;
 use super::rope_scaling::frequencies;
 use super::source::ModelSource;
 use super::weights::{LoadOptions, LoadProgress, Tensors};
+pub use device::{DeviceAdapters, DeviceDecoder, DeviceFootprint, DeviceFormat, DeviceOptions};
 use layer::{Layer, Pass};
 use load::Names;
 
@@ -74,13 +76,7 @@ impl Decoder {
     /// # Errors
     /// [`ModelError`] that names the tensor or field and what to do.
     pub fn load(source: &ModelSource, options: LoadOptions) -> Result<Decoder> {
-        let ModelConfig::Decoder(config) = source.config() else {
-            return Err(ModelError::WrongKind {
-                name: source.path().display().to_string(),
-                found: "an encoder",
-                needed: "a model that generates (Llama, Mistral, Mixtral)",
-            });
-        };
+        let ModelConfig::Decoder(config) = source.config() else { return Err(not_a_decoder(source)) };
         let tensors = if options.dummy_weights { Tensors::Dummy } else { source.tensors()? };
         let target = options.dtype.target();
         let names = Names { gguf: tensors.is_gguf() };
@@ -97,7 +93,7 @@ impl Decoder {
         drop(table);
         let mut layers = Vec::with_capacity(config.layers);
         for at in 0..config.layers {
-            layers.push(Layer::load(config, &tensors, &names, at, target)?);
+            layers.push(Layer::load(config, &tensors, &names, at, options.dtype)?);
             if let Some(progress) = &options.progress {
                 progress(LoadProgress { layers: at + 1, of: config.layers });
             }
@@ -194,7 +190,7 @@ impl Decoder {
     /// cache then holds garbage in the batch's slots only.
     pub fn forward(&mut self, batch: &ForwardBatch<'_>, kv: &mut KvCache) -> Result<Logits<'_>> {
         batch.check(self.max_tokens, self.max_rows)?;
-        self.check_adapters(batch)?;
+        check_adapters(&self.config, self.max_adapter_rank(), batch)?;
         let tokens = batch.input_ids.len();
         let exec = &self.exec;
         let state = &mut self.state;
@@ -247,21 +243,29 @@ impl Decoder {
         }
         Ok(Logits { view: state.logits.head(rows)? })
     }
+}
 
-    /// Each adapter was loaded for this model and fits the scratch.
-    fn check_adapters(&self, batch: &ForwardBatch<'_>) -> Result<()> {
-        let most = self.max_adapter_rank();
-        for adapter in batch.adapters {
-            if adapter.rank() > most {
-                let what = format!("an adapter of rank {}, the decoder was sized for {most}", adapter.rank());
-                return Err(ModelError::Batch { what });
-            }
-            if !adapter.is_for(&self.config) {
-                return Err(ModelError::Batch { what: "an adapter of another model".to_owned() });
-            }
-        }
-        Ok(())
+/// What has no pass here.
+fn not_a_decoder(source: &ModelSource) -> ModelError {
+    ModelError::WrongKind {
+        name: source.path().display().to_string(),
+        found: "an encoder",
+        needed: "a model that generates (Llama, Mistral, Mixtral)",
     }
+}
+
+/// Each adapter was loaded for this model and has rank `most` at most.
+fn check_adapters(config: &DecoderConfig, most: usize, batch: &ForwardBatch<'_>) -> Result<()> {
+    for adapter in batch.adapters {
+        if adapter.rank() > most {
+            let what = format!("an adapter of rank {}, the decoder was sized for {most}", adapter.rank());
+            return Err(ModelError::Batch { what });
+        }
+        if !adapter.is_for(config) {
+            return Err(ModelError::Batch { what: "an adapter of another model".to_owned() });
+        }
+    }
+    Ok(())
 }
 
 impl State {
