@@ -20,7 +20,7 @@ use super::error::GenerateError;
 use super::generation::{
     Choice, Finish, GenerateEvent, GenerateRequest, Generated, Prompt, StopCause, TokenText, TopToken,
 };
-use super::generator::Generator;
+use super::generator::{Generator, Ready};
 
 /// One generation as it happens. Dropping it cancels what is left.
 pub struct GenerateStream {
@@ -71,19 +71,14 @@ impl std::fmt::Debug for GenerateStream {
 
 impl GenerateStream {
     /// What a request needs from its events, before the engine has it.
-    pub(super) fn prepare(
-        generator: &Generator,
-        prompt: Arc<[u32]>,
-        request: &GenerateRequest,
-        max_tokens: u32,
-    ) -> GenerateStream {
+    pub(super) fn prepare(generator: &Generator, ready: &Ready, request: &GenerateRequest) -> GenerateStream {
         let tokenizer = generator.tokenizer().clone();
         let own_eos = if request.ignore_eos { Vec::new() } else { generator.eos().to_vec() };
         let mut stop_token_ids = own_eos.clone();
         stop_token_ids.extend(&request.stop_token_ids);
-        let echo = request.echo.then(|| match &request.prompt {
-            Prompt::Text(text) if request.keep_last.is_none() => text.clone(),
-            _ => tokenizer.decode(&prompt, request.skip_special_tokens),
+        let echo = request.echo.then(|| match &ready.prompt {
+            Prompt::Text(text) | Prompt::Bare(text) if request.keep_last.is_none() => text.clone(),
+            _ => tokenizer.decode(&ready.ids, request.skip_special_tokens),
         });
         let choices = (0..request.n)
             .map(|_| ChoiceState {
@@ -101,7 +96,7 @@ impl GenerateStream {
             events: None,
             ready: VecDeque::new(),
             choices,
-            prompt,
+            prompt: Arc::clone(&ready.ids),
             prompt_seen: false,
             cached_tokens: 0,
             echo,
@@ -112,7 +107,7 @@ impl GenerateStream {
             stop: request.stop.clone(),
             grammar: request.grammar.as_ref().map(|grammar| grammar.field),
             min_tokens: request.min_tokens,
-            max_tokens,
+            max_tokens: ready.max_tokens,
             started: Instant::now(),
             first_token: None,
             metrics: generator.metrics().map(|metrics| (metrics.clone(), generator.name().to_owned())),

@@ -13,6 +13,8 @@ use crate::text::Grammar;
 pub enum Prompt {
     /// Text as it is; the tokenizer adds the model's own beginning token.
     Text(String),
+    /// Text as it is, without that token.
+    Bare(String),
     /// Token ids as they are.
     Tokens(Vec<u32>),
     /// A conversation in the shape of OpenAI's `messages`, brought to text by the model's chat template.
@@ -31,15 +33,40 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// A conversation whose next turn is the assistant's.
-    pub fn chat(messages: Vec<Value>) -> Prompt {
+    /// A conversation whose next turn is the assistant's, which may call `tools`.
+    pub fn chat(messages: Vec<Value>, tools: Option<Vec<Value>>) -> Prompt {
         Prompt::Chat {
             messages,
-            tools: None,
+            tools,
             add_generation_prompt: true,
             continue_final_message: false,
             extra: serde_json::Map::new(),
         }
+    }
+
+    /// Bytes of its texts, or of its messages' contents.
+    pub(super) fn content_bytes(&self) -> usize {
+        let bytes = |content: &Value| match content {
+            Value::String(text) => text.len(),
+            Value::Array(parts) => {
+                parts.iter().filter_map(|part| part.get("text")?.as_str()).map(str::len).sum()
+            }
+            _ => 0,
+        };
+        match self {
+            Prompt::Text(text) | Prompt::Bare(text) => text.len(),
+            Prompt::Tokens(_) => 0,
+            Prompt::Chat { messages, .. } => {
+                messages.iter().filter_map(|message| message.get("content")).map(bytes).sum()
+            }
+        }
+    }
+
+    /// Whether its text has parts that [`Prompt::content_bytes`] does not count.
+    pub(super) fn has_more(&self) -> bool {
+        let Prompt::Chat { messages, tools, extra, .. } = self else { return false };
+        let calls = || messages.iter().any(|message| message.get("tool_calls").is_some());
+        tools.is_some() || !extra.is_empty() || calls()
     }
 }
 
@@ -55,6 +82,7 @@ pub struct GrammarField {
 /// One prompt to generate from, with `n` answers.
 ///
 /// [`GenerateRequest::new`] fills in what an unadorned request means; set the fields that differ.
+#[derive(Clone)]
 pub struct GenerateRequest {
     /// What to continue.
     pub prompt: Prompt,

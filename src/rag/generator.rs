@@ -1,26 +1,27 @@
 //! The generator: tokenizer, chat template and engine under a model's name.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use futures::{StreamExt, TryStreamExt};
 
 use crate::engine::{
     AdapterError, AdapterLease, Adapters, Constraint, EngineHandle, Request, RequestId, SamplingParams,
 };
 use crate::telemetry::Metrics;
-use crate::text::{ChatTemplate, GrammarCompiler, GrammarError, Tokenizer, ToolFormat, cut_after_final};
+use crate::text::{ChatTemplate, GrammarMatcher, Tokenizer, ToolFormat, cut_after_final};
 
 use super::constraint::Follow;
 use super::error::GenerateError;
 use super::generate_stream::GenerateStream;
-use super::generation::{GenerateRequest, GrammarField, Prompt};
+use super::generation::{GenerateRequest, Prompt};
+use super::grammars::{GrammarStats, Grammars};
 use super::prompt::{Citing, Form};
 
 /// Texts of more bytes are tokenized off the async threads.
 const LONG_TEXT: usize = 1024;
 
-/// Grammars that are compiled at once.
-const COMPILING: usize = 4;
+/// Prompts of one request that are tokenized at once.
+const TOKENIZING: usize = 4;
 
 /// Marks of turns that some templates write as plain text.
 const TURNS: [&str; 4] = ["[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"];
@@ -48,6 +49,14 @@ pub struct Generator {
     adapters: Option<Adapters>,
 }
 
+/// A prompt that the engine can take.
+pub(super) struct Ready {
+    pub(super) prompt: Prompt,
+    pub(super) ids: Arc<[u32]>,
+    /// Most tokens of an answer to it.
+    pub(super) max_tokens: u32,
+}
+
 struct Inner {
     engine: EngineHandle,
     tokenizer: Tokenizer,
@@ -56,10 +65,7 @@ struct Inner {
     form: Form,
     /// What the tokenizer or the template takes for control, however it got into a text.
     control: Vec<String>,
-    /// Built by the first request with a grammar.
-    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
-    /// Grammars that may be compiled at once: each takes a core and, at worst, a deep stack.
-    compiling: Arc<Semaphore>,
+    grammars: Arc<Grammars>,
     tool_format: ToolFormat,
 }
 
@@ -86,10 +92,9 @@ impl Generator {
             .collect();
         let source = template.as_ref().map_or("", ChatTemplate::source);
         let tool_format = config.tool_format.unwrap_or_else(|| ToolFormat::detect(source));
-        let grammars = OnceLock::new();
-        let compiling = Arc::new(Semaphore::new(COMPILING));
-        let inner =
-            Inner { engine, tokenizer, template, config, form, control, grammars, compiling, tool_format };
+        let vocab_size = engine.limits().vocab_size as usize;
+        let grammars = Arc::new(Grammars::new(tokenizer.clone(), vocab_size, config.eos.clone()));
+        let inner = Inner { engine, tokenizer, template, config, form, control, grammars, tool_format };
         let inner = Arc::new(inner);
         Generator { inner, metrics: None, adapters: None }
     }
@@ -187,7 +192,7 @@ impl Generator {
     /// [`GenerateError::NoChatTemplate`], or the template's own refusal of the messages.
     pub fn render(&self, prompt: &Prompt) -> Result<Option<String>, GenerateError> {
         match prompt {
-            Prompt::Text(text) => Ok(Some(text.clone())),
+            Prompt::Text(text) | Prompt::Bare(text) => Ok(Some(text.clone())),
             Prompt::Tokens(_) => Ok(None),
             Prompt::Chat { messages, tools, add_generation_prompt, continue_final_message, extra } => {
                 let template = self
@@ -212,7 +217,7 @@ impl Generator {
     /// # Errors
     /// Those of [`Generator::render`], and [`GenerateError::UnknownToken`].
     pub fn prompt_tokens(&self, prompt: &Prompt) -> Result<Vec<u32>, GenerateError> {
-        let chat = matches!(prompt, Prompt::Chat { .. });
+        let special = matches!(prompt, Prompt::Text(_));
         match (prompt, self.render(prompt)?) {
             (Prompt::Tokens(ids), _) => {
                 let vocab_size = self.inner.engine.limits().vocab_size as usize;
@@ -221,9 +226,14 @@ impl Generator {
                     None => Ok(ids.clone()),
                 }
             }
-            (_, Some(text)) => Ok(self.inner.tokenizer.encode(&text, !chat)?),
+            (_, Some(text)) => Ok(self.inner.tokenizer.encode(&text, special)?),
             (_, None) => Err(GenerateError::EmptyPrompt),
         }
+    }
+
+    /// How often grammars were compiled.
+    pub fn grammar_stats(&self) -> GrammarStats {
+        self.inner.grammars.stats()
     }
 
     /// Starts a generation.
@@ -234,50 +244,67 @@ impl Generator {
     /// What makes the request impossible: see [`GenerateError`]. What goes wrong later comes
     /// through the stream.
     pub async fn generate(&self, request: GenerateRequest) -> Result<GenerateStream, GenerateError> {
-        // What cannot fit is refused before it is tokenized, which takes time by its length.
-        let bytes = prompt_bytes(&request.prompt);
+        let mut all = self.generate_all(request, Vec::new()).await?;
+        all.pop().ok_or(GenerateError::Interrupted)
+    }
+
+    /// Starts the generation of `request`, and the same of `others`, in this order.
+    ///
+    /// The engine drops a reader that falls behind, so no prompt is in the engine before all of them are ready for it:
+    /// the streams are then to be read side by side.
+    ///
+    /// # Errors
+    /// Those of [`Generator::generate`], for any of the prompts.
+    pub async fn generate_all(
+        &self,
+        mut request: GenerateRequest,
+        others: Vec<Prompt>,
+    ) -> Result<Vec<GenerateStream>, GenerateError> {
+        let mut prompts = vec![std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()))];
+        prompts.extend(others);
+        let ready =
+            futures::stream::iter(prompts).map(|prompt| self.ready(prompt, &request)).buffered(TOKENIZING);
+        let ready: Vec<Ready> = ready.try_collect().await?;
+        let grammar = self.grammar(&request).await?;
+        let adapter = self.lease(request.adapter.as_deref()).await?;
+        let submit = |ready| {
+            let follow =
+                |grammar: &Arc<GrammarMatcher>| Box::new(Follow(grammar.fork())) as Box<dyn Constraint>;
+            self.submit(ready, adapter.clone(), grammar.as_ref().map(follow), request.clone())
+        };
+        ready.into_iter().map(submit).collect()
+    }
+
+    /// Makes a prompt ready. What cannot fit, and may not be cut, is refused before it is tokenized, which takes time by
+    /// its length.
+    async fn ready(&self, prompt: Prompt, request: &GenerateRequest) -> Result<Ready, GenerateError> {
+        let bytes = prompt.content_bytes();
         let max_model_len = self.max_model_len();
         let longest = max_model_len.saturating_mul(self.inner.tokenizer.longest_token());
         if bytes > longest && request.keep_last.is_none() {
             return Err(GenerateError::TooManyBytes { bytes, max_model_len });
         }
-        let ids = match &request.prompt {
-            Prompt::Tokens(_) => self.prompt_tokens(&request.prompt)?,
-            prompt if bytes <= LONG_TEXT && !has_more(prompt) => self.prompt_tokens(prompt)?,
-            prompt => {
-                let (this, prompt) = (self.clone(), prompt.clone());
-                tokio::task::spawn_blocking(move || this.prompt_tokens(&prompt))
-                    .await
-                    .map_err(|_| GenerateError::Interrupted)??
-            }
+        let at_once = matches!(prompt, Prompt::Tokens(_)) || (bytes <= LONG_TEXT && !prompt.has_more());
+        let (prompt, mut ids) = if at_once {
+            let ids = self.prompt_tokens(&prompt)?;
+            (prompt, ids)
+        } else {
+            let this = self.clone();
+            let tokens =
+                tokio::task::spawn_blocking(move || this.prompt_tokens(&prompt).map(|ids| (prompt, ids)));
+            tokens.await.map_err(|_| GenerateError::Interrupted)??
         };
-        let constraint = match &request.grammar {
-            None => None,
-            Some(grammar) => Some(self.compile(grammar.clone()).await?),
-        };
-        let adapter = self.lease(request.adapter.as_deref()).await?;
-        self.submit(ids, adapter, constraint, request)
+        ids.drain(..request.keep_last.map_or(0, |last| ids.len().saturating_sub(last)));
+        let max_tokens = self.check(&ids, request)?;
+        Ok(Ready { prompt, ids: ids.into(), max_tokens })
     }
 
-    /// The grammar over the model's tokens.
-    async fn compile(&self, grammar: GrammarField) -> Result<Box<dyn Constraint>, GenerateError> {
-        let (this, GrammarField { grammar, field }) = (self.clone(), grammar);
-        let permit = self.inner.compiling.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| GenerateError::Interrupted)?;
-        let compiled = tokio::task::spawn_blocking(move || {
-            // Held by the work and not by who waits for it: one that goes away does not make room.
-            let _permit = permit;
-            let inner = &this.inner;
-            let vocab_size = inner.engine.limits().vocab_size as usize;
-            let compiler = inner
-                .grammars
-                .get_or_init(|| GrammarCompiler::new(&inner.tokenizer, vocab_size, &inner.config.eos));
-            compiler.as_ref().map_err(Clone::clone)?.compile(&grammar)
-        });
-        let matcher = compiled.await.map_err(|_| GenerateError::Interrupted)?;
-        let matcher =
-            matcher.map_err(|error| GenerateError::Invalid { field, message: error.to_string() })?;
-        Ok(Box::new(Follow(matcher)))
+    /// The grammar that answers follow.
+    async fn grammar(&self, request: &GenerateRequest) -> Result<Option<Arc<GrammarMatcher>>, GenerateError> {
+        let Some(asked) = &request.grammar else { return Ok(None) };
+        let matcher = self.inner.grammars.matcher(&request.customer, &asked.grammar).await;
+        let invalid = |message| GenerateError::Invalid { field: asked.field, message };
+        matcher.map(Some).map_err(|error| invalid(error.to_string()))
     }
 
     /// The adapter of that name, read again where it was evicted.
@@ -295,28 +322,24 @@ impl Generator {
 
     fn submit(
         &self,
-        ids: Vec<u32>,
+        ready: Ready,
         adapter: Option<AdapterLease>,
         constraint: Option<Box<dyn Constraint>>,
         request: GenerateRequest,
     ) -> Result<GenerateStream, GenerateError> {
-        let mut ids = ids;
-        ids.drain(..request.keep_last.map_or(0, |last| ids.len().saturating_sub(last)));
-        let max_tokens = self.check(&ids, &request)?;
         let mut stop_token_ids = request.stop_token_ids.clone();
         if !request.ignore_eos {
             stop_token_ids.extend(self.eos().iter().filter(|id| !request.stop_token_ids.contains(id)));
         }
-        let ids: Arc<[u32]> = ids.into();
-        let stream = GenerateStream::prepare(self, Arc::clone(&ids), &request, max_tokens);
+        let stream = GenerateStream::prepare(self, &ready, &request);
         let events = self.inner.engine.submit(Request {
             id: RequestId::new(),
             customer: request.customer,
             priority: request.priority,
             cache_salt: request.cache_salt,
-            prompt: ids.to_vec(),
+            prompt: ready.ids.to_vec(),
             sampling: request.sampling,
-            max_tokens,
+            max_tokens: ready.max_tokens,
             min_tokens: request.min_tokens,
             stop_token_ids,
             n: request.n,
@@ -362,31 +385,5 @@ fn form(template: Option<&ChatTemplate>) -> Form {
     match template.render(&[message("system"), message("user")], None, true, &serde_json::Map::new()) {
         Ok(_) => Form::System,
         Err(_) => Form::User,
-    }
-}
-
-/// Whether a prompt's text has parts that [`prompt_bytes`] does not count.
-fn has_more(prompt: &Prompt) -> bool {
-    let Prompt::Chat { messages, tools, extra, .. } = prompt else { return false };
-    tools.is_some() || !extra.is_empty() || messages.iter().any(|message| message.get("tool_calls").is_some())
-}
-
-fn prompt_bytes(prompt: &Prompt) -> usize {
-    match prompt {
-        Prompt::Text(text) => text.len(),
-        Prompt::Tokens(_) => 0,
-        Prompt::Chat { messages, .. } => {
-            messages.iter().filter_map(|message| message.get("content")).map(content_bytes).sum()
-        }
-    }
-}
-
-fn content_bytes(content: &serde_json::Value) -> usize {
-    match content {
-        serde_json::Value::String(text) => text.len(),
-        serde_json::Value::Array(parts) => {
-            parts.iter().filter_map(|part| part.get("text")?.as_str()).map(str::len).sum()
-        }
-        _ => 0,
     }
 }

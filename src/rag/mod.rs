@@ -22,6 +22,7 @@ pub mod fuse;
 mod generate_stream;
 mod generation;
 mod generator;
+mod grammars;
 pub mod marker;
 mod place;
 pub mod prompt;
@@ -39,5 +40,6 @@ pub use generation::{
     TopToken,
 };
 pub use generator::{Generator, GeneratorConfig};
+pub use grammars::{GRAMMAR_BYTES, GrammarStats};
 pub use prompt::Citing;
 pub use retrieve::{Mode, Retrieval, RetrieveRequest, RetrieveTimings};

@@ -194,14 +194,15 @@ fn assemble(form: Form, citing: Citing, question: &str, blocks: &[String]) -> Pr
     }
     let (instructions, sources) = (citing.instructions(), blocks.join("\n\n"));
     match form {
-        Form::System => Prompt::chat(vec![
-            json!({"role": "system", "content": instructions}),
-            json!({"role": "user", "content": format!("Sources:\n\n{sources}\n\nQuestion: {question}")}),
-        ]),
-        Form::User => Prompt::chat(vec![json!({
-            "role": "user",
-            "content": format!("{instructions}\n\nSources:\n\n{sources}\n\nQuestion: {question}"),
-        })]),
+        Form::System => {
+            let asked = format!("Sources:\n\n{sources}\n\nQuestion: {question}");
+            let system = json!({"role": "system", "content": instructions});
+            Prompt::chat(vec![system, json!({"role": "user", "content": asked})], None)
+        }
+        Form::User => {
+            let asked = format!("{instructions}\n\nSources:\n\n{sources}\n\nQuestion: {question}");
+            Prompt::chat(vec![json!({"role": "user", "content": asked})], None)
+        }
         Form::Text => {
             Prompt::Text(format!("{instructions}\n\nSources:\n\n{sources}\n\nQuestion: {question}\nAnswer:"))
         }
@@ -222,6 +223,7 @@ mod tests {
                 messages.iter().map(|message| 7 + text_tokens(message["content"].as_str().unwrap())).sum()
             }
             Prompt::Text(text) => 1 + text_tokens(text),
+            Prompt::Bare(text) => text_tokens(text),
             Prompt::Tokens(ids) => ids.len(),
         })
     }
@@ -238,7 +240,7 @@ mod tests {
                 .map(|message| message["content"].as_str().unwrap())
                 .collect::<Vec<_>>()
                 .join("\n"),
-            Prompt::Text(text) => text.clone(),
+            Prompt::Text(text) | Prompt::Bare(text) => text.clone(),
             Prompt::Tokens(_) => String::new(),
         }
     }

@@ -30,7 +30,7 @@ use crate::rag::{Generator, RagService};
 use crate::telemetry::Metrics;
 
 pub use error::ApiError;
-pub use openai::responses::ResponseStore;
+pub use openai::responses::{RESPONSE_BYTES, ResponseStore};
 
 /// JSON bodies larger than this are refused.
 const MAX_JSON: usize = 32 << 20;

@@ -58,6 +58,9 @@ pub(super) async fn metrics(State(state): State<AppState>) -> impl IntoResponse 
         counter("num_preemptions_total", stats.preemptions);
         counter("spec_decode_num_draft_tokens_total", stats.drafted_tokens);
         counter("spec_decode_num_accepted_tokens_total", stats.accepted_tokens);
+        let grammars = generator.grammar_stats();
+        counter("grammars_compiled_total", grammars.compiled);
+        counter("grammars_reused_total", grammars.reused);
         counter("request_success_total", stats.finished_stop + stats.finished_length);
     }
     let embedded = state.embed.tokens_computed() as f64;

@@ -8,11 +8,13 @@ mod ebnf;
 mod matcher;
 mod token_env;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
 
 use super::tokenizer::Tokenizer;
 
@@ -24,6 +26,9 @@ const MAX_SOURCE: usize = 128 << 10;
 /// Stack of the thread that compiles. The compiler recurses along references: as deep as [`MAX_SOURCE`] allows a chain
 /// of them to be. Pages that are not used cost nothing.
 const COMPILE_STACK: usize = 256 << 20;
+
+/// Bytes that the compiled rules take for each of the source, at most.
+const A_SOURCE_BYTE: usize = 64;
 
 /// What an answer must follow.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,13 +71,28 @@ pub enum GrammarError {
 }
 
 impl Grammar {
-    fn source_bytes(&self) -> usize {
+    /// What it was written as; the order of a schema's keys is that of the answer's, so it is kept.
+    fn source(&self) -> Cow<'_, str> {
         match self {
-            Grammar::JsonObject => 0,
-            Grammar::JsonSchema { schema, .. } => schema.to_string().len(),
-            Grammar::Regex(text) | Grammar::Context(text) => text.len(),
-            Grammar::Choice(texts) => texts.iter().map(|text| text.len() + 4).sum(),
+            Grammar::JsonObject => Cow::Borrowed(""),
+            Grammar::JsonSchema { schema, .. } => Cow::Owned(schema.to_string()),
+            Grammar::Regex(text) | Grammar::Context(text) => Cow::Borrowed(text),
+            Grammar::Choice(texts) => Cow::Owned(json!(texts).to_string()),
         }
+    }
+
+    /// SHA-256 of its kind and its source: two grammars share it only where they are the same, letter by letter.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        let kind: u8 = match self {
+            Grammar::JsonObject => 0,
+            Grammar::JsonSchema { strict: false, .. } => 1,
+            Grammar::JsonSchema { strict: true, .. } => 2,
+            Grammar::Regex(_) => 3,
+            Grammar::Context(_) => 4,
+            Grammar::Choice(_) => 5,
+        };
+        Sha256::new().chain_update([kind]).chain_update(self.source().as_bytes()).finalize().into()
     }
 
     /// The schema, with its layout, of a grammar of JSON.
@@ -170,24 +190,28 @@ impl GrammarCompiler {
     /// # Errors
     /// [`GrammarError`], with what is wrong or unsupported.
     pub fn compile(&self, grammar: &Grammar) -> Result<GrammarMatcher, GrammarError> {
-        let bytes = grammar.source_bytes();
+        let bytes = grammar.source().len();
         if bytes > MAX_SOURCE {
             return Err(GrammarError::TooLarge { bytes });
         }
         let parsed = TopLevelGrammar::from_grammar(grammar.parsed()?);
         let factory = &self.factory;
+        let vocab_size = factory.tok_env().tok_trie().vocab_size();
         std::thread::scope(|scope| {
             std::thread::Builder::new()
                 .name("tarn-grammar".to_owned())
                 .stack_size(COMPILE_STACK)
                 .spawn_scoped(scope, || {
                     let parser = factory.create_parser(parsed).map_err(|error| refused(&error))?;
+                    let lexer = parser.clone();
                     let mut matcher = Matcher::new(Ok(parser));
                     // A grammar that admits nothing, or whose first mask is beyond the limits, is found here.
                     if !matcher.is_stopped() {
                         matcher.compute_mask().map_err(|error| refused(&error))?;
                     }
-                    Ok(GrammarMatcher::new(matcher))
+                    // A clone shares the lexer, which grew with the mask.
+                    let bytes = bytes * A_SOURCE_BYTE + lexer.parser.lexer_stats().num_bytes + vocab_size / 8;
+                    Ok(GrammarMatcher::new(matcher, bytes))
                 })
                 .map_err(|_| GrammarError::Interrupted)?
                 .join()

@@ -5,41 +5,15 @@
 //! is certain at once: content, then a call's name, then its arguments as they come, verbatim.
 
 mod call_object;
+mod event;
 mod forced;
 mod format;
 
 use call_object::{CallObject, Outcome, Part, Scan, Step};
 
+pub use event::{ToolCall, ToolEvent};
 pub use forced::{ForcedCalls, Otherwise, forced_calls};
 pub use format::ToolFormat;
-
-/// What was found in an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ToolEvent {
-    /// Text for the reader.
-    Content(String),
-    /// A call begins. Calls are numbered in their order.
-    Begin {
-        /// The function.
-        name: String,
-    },
-    /// More of the call's arguments, which are JSON.
-    Arguments(String),
-    /// The call ends.
-    End {
-        /// The call as the model wrote it.
-        raw: String,
-    },
-}
-
-/// A complete call.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ToolCall {
-    /// The function.
-    pub name: String,
-    /// Its arguments: a JSON object, as the model wrote it.
-    pub arguments: String,
-}
 
 #[derive(Debug, Clone)]
 enum State {
@@ -71,6 +45,8 @@ pub struct ToolCallParser {
     held: String,
     /// The call at hand as it was written.
     raw: String,
+    /// Its arguments so far.
+    arguments: String,
     /// The call at hand was handed on.
     begun: bool,
     /// The call at hand stands in a list.
@@ -90,6 +66,7 @@ impl ToolCallParser {
             state: State::Content,
             held: String::new(),
             raw: String::new(),
+            arguments: String::new(),
             begun: false,
             listed: false,
             fresh: true,
@@ -138,8 +115,8 @@ impl ToolCallParser {
                         call.arguments.push_str(&text);
                     }
                 }
-                ToolEvent::End { raw } => match open.take() {
-                    Some(call) if is_object(&call.arguments) => calls.push(call),
+                ToolEvent::End { raw, valid } => match open.take() {
+                    Some(call) if valid => calls.push(call),
                     _ => content.push_str(&raw),
                 },
             }
@@ -357,13 +334,14 @@ impl ToolCallParser {
     fn begin(&mut self, name: String) {
         self.begun = true;
         self.fresh = false;
+        self.arguments.clear();
         self.events.push(ToolEvent::Begin { name });
     }
 
     fn end(&mut self) {
         self.begun = false;
         let raw = std::mem::take(&mut self.raw);
-        self.events.push(ToolEvent::End { raw });
+        self.events.push(ToolEvent::End { raw, valid: is_object(&self.arguments) });
     }
 
     fn content(&mut self, text: &str) {
@@ -378,6 +356,7 @@ impl ToolCallParser {
     }
 
     fn emit_arguments(&mut self, text: &str) {
+        self.arguments.push_str(text);
         match self.events.last_mut() {
             Some(ToolEvent::Arguments(last)) => last.push_str(text),
             _ => self.events.push(ToolEvent::Arguments(text.to_owned())),

@@ -164,7 +164,7 @@ pub(in crate::server) async fn create(
     }
     let reader = tools.map(|tools| tools.reader(generator.tool_format()));
     let rendering = Rendering {
-        id: super::id("chatcmpl"),
+        id: super::id("chatcmpl-"),
         created: super::now(),
         model: target.name().to_owned(),
         fields: own,

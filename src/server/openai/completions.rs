@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use futures::future::try_join_all;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use self::choices::{Rendering, StreamedChoices};
 use super::super::AppState;
@@ -17,8 +17,9 @@ use super::super::error::{ApiError, Body};
 use super::fields::{Fields, Refused};
 use super::logprobs::{TokenNames, up_to_twenty};
 use super::sampling::SamplingFields;
+use super::usage;
 use crate::engine::Usage;
-use crate::rag::{GenerateError, GenerateEvent, GenerateRequest, GenerateStream, Generator, Prompt};
+use crate::rag::{GenerateEvent, GenerateRequest, GenerateStream, Prompt};
 
 /// What only chats take.
 const REFUSED: &[Refused] = &[("messages", &[])];
@@ -42,10 +43,11 @@ enum PromptField {
 }
 
 impl PromptField {
-    fn prompts(self) -> Vec<Prompt> {
+    fn prompts(self, special: bool) -> Vec<Prompt> {
+        let text = if special { Prompt::Text } else { Prompt::Bare };
         match self {
-            PromptField::Text(text) => vec![Prompt::Text(text)],
-            PromptField::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
+            PromptField::Text(one) => vec![text(one)],
+            PromptField::Texts(texts) => texts.into_iter().map(text).collect(),
             PromptField::Tokens(ids) => vec![Prompt::Tokens(ids)],
             PromptField::TokenLists(lists) => lists.into_iter().map(Prompt::Tokens).collect(),
         }
@@ -116,9 +118,8 @@ pub(in crate::server) async fn create(
     Body(mut fields): Body<Fields>,
 ) -> Result<Response, ApiError> {
     let target = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?;
-    let generator = target.generator.clone();
     let own = CompletionFields::take(&mut fields)?;
-    let prompts = fields.need::<PromptField>("prompt")?.prompts();
+    let mut prompts = fields.need::<PromptField>("prompt")?.prompts(own.add_special_tokens);
     if prompts.is_empty() || prompts.len() > MOST_PROMPTS {
         return Err(ApiError::invalid("prompt", format!("prompt must hold 1 to {MOST_PROMPTS} prompts")));
     }
@@ -126,17 +127,13 @@ pub(in crate::server) async fn create(
     let sampling = SamplingFields::take(&mut fields)?;
     fields.refuse(REFUSED)?;
     own.agree(sampling.n(), sampling.streams())?;
-    let mut running = Vec::new();
-    for prompt in prompts {
-        let prompt = if own.add_special_tokens { prompt } else { bare(&generator, prompt).await? };
-        let mut request = sampling.request(&generator, prompt, &customer)?;
-        request.adapter = target.adapter.clone();
-        request.grammar = grammar.clone();
-        own.apply(&mut request);
-        running.push(generator.generate(request).await?);
-    }
+    let mut request = sampling.request(&target.generator, prompts.remove(0), &customer)?;
+    request.adapter = target.adapter.clone();
+    request.grammar = grammar;
+    own.apply(&mut request);
+    let running = target.generator.generate_all(request, prompts).await?;
     let rendering = Rendering {
-        id: super::id("cmpl"),
+        id: super::id("cmpl-"),
         created: super::now(),
         model: target.name().to_owned(),
         n: sampling.n(),
@@ -146,24 +143,7 @@ pub(in crate::server) async fn create(
     if !sampling.streams() {
         return Ok(Json(rendering.whole(running).await?).into_response());
     }
-    let options = sampling.stream_options();
-    Ok(stream(running, StreamedChoices::new(rendering, options.continuous()), options.include_usage()))
-}
-
-/// The token ids of a text without the model's own beginning.
-async fn bare(generator: &Generator, prompt: Prompt) -> Result<Prompt, ApiError> {
-    let Prompt::Text(text) = prompt else { return Ok(prompt) };
-    let (bytes, max_model_len) = (text.len(), generator.max_model_len());
-    if bytes > max_model_len.saturating_mul(generator.tokenizer().longest_token()) {
-        return Err(GenerateError::TooManyBytes { bytes, max_model_len }.into());
-    }
-    let tokenizer = generator.tokenizer().clone();
-    super::off_thread(move || {
-        let ids =
-            tokenizer.encode(&text, false).map_err(|error| ApiError::from(GenerateError::from(error)))?;
-        Ok(Prompt::Tokens(ids))
-    })
-    .await
+    Ok(stream(running, StreamedChoices::new(rendering, sampling.stream_options())))
 }
 
 impl Rendering {
@@ -171,59 +151,33 @@ impl Rendering {
     async fn whole(&self, running: Vec<GenerateStream>) -> Result<Value, ApiError> {
         let all = try_join_all(running.into_iter().map(GenerateStream::collect)).await?;
         let mut choices = Vec::new();
-        let mut usage = Usage::default();
+        let mut sum = Usage::default();
         for (at, generated) in (0_u32..).zip(all) {
-            add(&mut usage, &generated.usage);
+            usage::add(&mut sum, &generated.usage);
             choices.extend(self.choices(at, generated));
         }
         let mut body = self.chunk(choices);
-        body["usage"] = usage_json(&usage);
+        body["usage"] = usage::shown(&sum);
         Ok(body)
     }
 }
 
-fn stream(running: Vec<GenerateStream>, mut choices: StreamedChoices, include_usage: bool) -> Response {
+fn stream(running: Vec<GenerateStream>, mut choices: StreamedChoices) -> Response {
     let streams = (0_u32..).zip(running);
     let streams = streams.map(|(at, one)| one.into_stream().map(move |event| (at, event)).boxed());
     let events = futures::stream::select_all(streams).map(Some).chain(futures::stream::iter([None]));
-    let mut usage = Usage::default();
+    let mut sum = Usage::default();
     let events = events.filter_map(move |event| {
-        let mut chunk = match event {
+        std::future::ready(match event {
             Some((at, Ok(event))) => {
                 if let GenerateEvent::Done(one) = &event {
-                    add(&mut usage, one);
+                    usage::add(&mut sum, one);
                 }
                 choices.take(at, event).map(Ok)
             }
             Some((_, Err(error))) => Some(Err(error.into())),
-            None => include_usage.then(|| {
-                let mut chunk = choices.rendering.chunk(Vec::new());
-                chunk["usage"] = usage_json(&usage);
-                Ok(chunk)
-            }),
-        };
-        // OpenAI: where the last chunk has the usage, the others say that they have none.
-        if let Some(Ok(chunk)) = &mut chunk
-            && include_usage
-            && chunk.get("usage").is_none()
-        {
-            chunk["usage"] = Value::Null;
-        }
-        std::future::ready(chunk)
+            None => choices.last(&sum).map(Ok),
+        })
     });
     super::sse::respond(events)
-}
-
-pub(super) fn add(sum: &mut Usage, one: &Usage) {
-    sum.prompt_tokens += one.prompt_tokens;
-    sum.completion_tokens += one.completion_tokens;
-    sum.cached_tokens += one.cached_tokens;
-}
-
-pub(super) fn usage_json(usage: &Usage) -> Value {
-    json!({
-        "prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    })
 }

@@ -12,10 +12,10 @@ pub(super) mod rerank;
 pub(super) mod responses;
 pub(super) mod sampling;
 pub(super) mod sse;
-mod stream_options;
 mod structured;
 pub(super) mod tokenize;
 mod tools;
+mod usage;
 
 use std::sync::Arc;
 
@@ -61,9 +61,9 @@ fn now() -> i64 {
     chrono::Utc::now().timestamp()
 }
 
-/// A fresh id with OpenAI's prefix.
+/// A fresh id: OpenAI's `prefix`, with the mark between, and 32 digits.
 fn id(prefix: &str) -> String {
-    format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
+    format!("{prefix}{}", uuid::Uuid::new_v4().simple())
 }
 
 /// Runs what computes for long beside the async threads.

@@ -93,7 +93,7 @@ pub(in crate::server) async fn rerank(
         result
     };
     let results: Vec<Value> = order.iter().take(top_n).map(result).collect();
-    Ok(Json(json!({"id": super::id("rerank"), "model": info.id, "results": results,
+    Ok(Json(json!({"id": super::id("rerank-"), "model": info.id, "results": results,
         "usage": {"prompt_tokens": scored.tokens, "total_tokens": scored.tokens}})))
 }
 
@@ -122,7 +122,7 @@ pub(in crate::server) async fn score(
     let scored = state.embed.score_pairs(pairs, max_tokens, priority).await?;
     let one = |(index, score): (usize, f32)| json!({"index": index, "object": "score", "score": score});
     let data: Vec<Value> = scored.scores.into_iter().enumerate().map(one).collect();
-    Ok(Json(json!({"id": super::id("score"), "object": "list", "created": super::now(), "model": info.id,
+    Ok(Json(json!({"id": super::id("score-"), "object": "list", "created": super::now(), "model": info.id,
         "data": data, "usage": {"prompt_tokens": scored.tokens, "total_tokens": scored.tokens}})))
 }
 

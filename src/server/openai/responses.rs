@@ -5,24 +5,28 @@ mod input;
 mod items;
 mod object;
 mod store;
+mod writer;
+
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use self::events::{Events, Keep};
+use self::events::Events;
 use self::object::{Answer, Asked};
-pub use self::store::ResponseStore;
+pub use self::store::{RESPONSE_BYTES, ResponseStore};
+use self::writer::{Keep, Writer};
 use super::super::AppState;
 use super::super::auth::Customer;
 use super::super::error::{ApiError, Body, Path, Query};
-use super::Target;
 use super::fields::{Fields, Refused};
 use super::sampling::SamplingFields;
 use super::tools::Tools;
-use crate::rag::{GenerateRequest, Generator, GrammarField, Prompt};
+use crate::rag::{Generator, GrammarField, Prompt};
 
 /// What Tarn does not do, with the values that ask for nothing, and what only chats and completions take.
 const REFUSED: &[Refused] = &[
@@ -78,13 +82,7 @@ fn take_format(fields: &mut Fields) -> Result<Option<GrammarField>, ApiError> {
 fn prompt(generator: &Generator, asked: &Asked, tools: Option<&Tools>, conversation: Vec<Value>) -> Prompt {
     let mut messages = asked.under_instructions(conversation);
     let tools = tools.and_then(|tools| tools.prompt(generator, &mut messages));
-    Prompt::Chat {
-        messages,
-        tools,
-        add_generation_prompt: true,
-        continue_final_message: false,
-        extra: serde_json::Map::new(),
-    }
+    Prompt::chat(messages, tools)
 }
 
 pub(in crate::server) async fn create(
@@ -93,6 +91,7 @@ pub(in crate::server) async fn create(
     Body(mut fields): Body<Fields>,
 ) -> Result<Response, ApiError> {
     let target = super::target(&state, &fields.take::<String>("model")?.unwrap_or_default())?;
+    let customer: Arc<str> = customer.into();
     let mut asked = Asked::take(&mut fields, target.name())?;
     let input = input::messages(fields.need("input")?)?;
     // Of a stream's options there is one, padding against eavesdroppers, which belongs to OpenAI's network.
@@ -124,33 +123,16 @@ pub(in crate::server) async fn create(
         if answer.asked.store && answer.ended_well() {
             let mut conversation = history.clone();
             conversation.push(items::turn(&answer.output));
-            state.responses.put(&customer, response.clone(), conversation);
+            state.responses.put(&customer, response, conversation);
         }
     });
-    answer(&target, request, Answer::new(asked), tools.as_ref(), keep, sampling.streams()).await
-}
-
-/// Generates the answer.
-async fn answer(
-    target: &Target,
-    request: GenerateRequest,
-    mut answer: Answer,
-    tools: Option<&Tools>,
-    keep: Keep,
-    streams: bool,
-) -> Result<Response, ApiError> {
-    let reader = tools.map(|tools| tools.reader(target.generator.tool_format()));
-    let generation = target.generator.generate(request).await?;
-    if streams {
-        return Ok(super::sse::respond_named(Events::new(answer, generation, reader, keep).into_stream()));
+    let reader = tools.map(|tools| tools.reader(generator.tool_format()));
+    let generation = generator.generate(request).await?;
+    let events = Events { writer: Writer::new(Answer::new(asked), reader, keep), generation };
+    if sampling.streams() {
+        return Ok(super::sse::respond_named(events.into_stream()));
     }
-    let generated = generation.collect().await?;
-    if let Some(choice) = generated.choices.into_iter().next() {
-        answer.whole(choice, reader, &generated.usage);
-    }
-    let response = answer.response();
-    keep(&answer, &response);
-    Ok(Json(response).into_response())
+    Ok(Json(events.whole().await?).into_response())
 }
 
 /// The newest turns that fit the window with the answer behind them: a question goes together with what answered it,
@@ -204,12 +186,13 @@ pub(in crate::server) async fn one(
     Customer(customer): Customer,
     Path(id): Path<String>,
     Query(query): Query<Retrieve>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     if query.stream == Some(true) {
         let message = "a response is streamed while it is made only: leave stream out";
         return Err(ApiError::invalid("stream", message));
     }
-    state.responses.get(&customer, &id).map(Json).ok_or_else(|| no_response(&id))
+    let kept = state.responses.get(&customer.into(), &id).ok_or_else(|| no_response(&id))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], kept).into_response())
 }
 
 pub(in crate::server) async fn delete(
@@ -217,7 +200,7 @@ pub(in crate::server) async fn delete(
     Customer(customer): Customer,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    if !state.responses.delete(&customer, &id) {
+    if !state.responses.delete(&customer.into(), &id) {
         return Err(no_response(&id));
     }
     Ok(Json(json!({"id": id, "object": "response", "deleted": true})))

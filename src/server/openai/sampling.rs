@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::super::error::ApiError;
 use super::fields::{Fields, Refused};
-use super::stream_options::StreamOptions;
+use super::usage::StreamOptions;
 use crate::engine::{BitMask, Priority, SamplingParams};
 use crate::rag::{GenerateRequest, Generator, Prompt};
 

@@ -219,17 +219,26 @@ fn function(at: usize, definition: &Value) -> Result<Function, ApiError> {
     Ok(function)
 }
 
+/// A call in the shape of chats.
+pub(super) fn call(id: &str, name: &str, arguments: Value) -> Value {
+    json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
+}
+
+/// The JSON of a call's arguments; who says nothing has none.
+pub(super) fn arguments(text: &str) -> Result<Value, String> {
+    let text = if text.trim().is_empty() { "{}" } else { text };
+    serde_json::from_str(text).map_err(|error| format!("the arguments of a call are no JSON: {error}"))
+}
+
 /// Arguments of earlier calls as objects, which is what templates expect; OpenAI's are texts.
 pub(super) fn parse_arguments(message: &mut Map<String, Value>) -> Result<(), String> {
     let Some(Value::Array(calls)) = message.get_mut("tool_calls") else { return Ok(()) };
     for call in calls {
-        let Some(arguments) = call.pointer_mut("/function/arguments") else {
+        let Some(said) = call.pointer_mut("/function/arguments") else {
             return Err("a tool call needs a function with arguments".to_owned());
         };
-        if let Value::String(text) = arguments {
-            let text = if text.trim().is_empty() { "{}" } else { text.as_str() };
-            *arguments = serde_json::from_str(text)
-                .map_err(|error| format!("the arguments of a tool call are no JSON: {error}"))?;
+        if let Value::String(text) = said {
+            *said = arguments(text)?;
         }
     }
     Ok(())

@@ -45,6 +45,52 @@ async fn prompts_of_one_request_are_read_side_by_side() {
 }
 
 #[tokio::test]
+async fn no_prompt_is_left_unread_while_others_are_tokenized() {
+    let runner = FakeRunner::new(100, 256, 512).with_delay(Duration::from_micros(100));
+    let fixture = fixture_over(runner, &[], None);
+    // The first would be generated, further than an answer may be behind its reader, before the second is in tokens.
+    let ask = json!({"prompt": ["ab", "x ".repeat(1 << 18)], "max_tokens": 500, "truncate_prompt_tokens": 2});
+    assert_eq!(complete(&fixture, ask).await["usage"]["completion_tokens"], 1000);
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_refused_costs_the_others_nothing() {
+    let fixture = fixture(&[]);
+    let ask = json!({"prompt": ["ab", "x".repeat(510)], "max_tokens": 3});
+    let (status, refusal) = post(&fixture.state, "/v1/completions", ask).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{refusal}");
+    let stats = fixture.state.generator.as_ref().expect("generator").engine().stats();
+    assert_eq!((stats.steps, stats.prompt_tokens), (0, 0));
+}
+
+#[tokio::test]
+async fn a_grammar_is_compiled_once_for_a_customer() {
+    let fixture = fixture(&[]);
+    let generator = fixture.state.generator.as_ref().expect("generator");
+    let compiled = || generator.grammar_stats().compiled;
+    let mut ask = json!({"prompt": ["a", "b", "c"], "n": 2, "max_tokens": 20, "guided_regex": "[ab]{3}!"});
+    let first = complete(&fixture, ask.clone()).await;
+    assert_eq!(compiled(), 1, "for all prompts");
+    let texts = |answer: &Value| {
+        let choices = answer["choices"].as_array().expect("choices").iter();
+        choices.map(|choice| choice["text"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
+    };
+    for text in texts(&first) {
+        assert!(text.len() == 4 && text.ends_with('!'), "{text}");
+    }
+    assert_eq!(texts(&complete(&fixture, ask.clone()).await), texts(&first), "from its beginning");
+    assert_eq!((compiled(), generator.grammar_stats().reused), (1, 1));
+    parsed(&post(&fixture.state, "/v1/completions?customer_id=other", ask.clone()).await);
+    assert_eq!(compiled(), 2, "nobody learns what others ask for");
+    ask["guided_regex"] = json!("[ab]{3}[?]");
+    complete(&fixture, ask).await;
+    assert_eq!(compiled(), 3);
+    let (_, metrics) = get(&fixture.state, "/metrics").await;
+    let line = "tarn_grammars_compiled_total{model_name=\"fake\"} 3";
+    assert!(metrics.as_str().expect("text").contains(line));
+}
+
+#[tokio::test]
 async fn prompt_logprobs_have_vllms_shape() {
     let fixture = fixture(&[]);
     let answer = complete(&fixture, json!({"prompt": "ab", "max_tokens": 1, "prompt_logprobs": 0})).await;

@@ -1,5 +1,6 @@
 //! `/v1/responses`.
 
+use super::structured::{MISTRAL, PLAIN, ending, flat, named_events};
 use super::*;
 use crate::testing::expected_tokens;
 
@@ -102,6 +103,60 @@ async fn a_stream_has_openais_events_in_order() {
     assert_eq!(super::responses::text(&last["response"]), text);
     let path = format!("/v1/responses/{}", last["response"]["id"].as_str().expect("id"));
     assert_eq!(get(&fixture.state, &path).await.1, last["response"], "kept as it was told");
+}
+
+/// A response without what is fresh in each.
+fn lasting(response: &Value) -> Value {
+    match response {
+        Value::Object(fields) => {
+            let fresh = |name: &str| ["id", "call_id", "created_at"].contains(&name);
+            let fields = fields.iter().filter(|(name, _)| !fresh(name));
+            fields.map(|(name, value)| (name.clone(), lasting(value))).collect()
+        }
+        Value::Array(values) => values.iter().map(lasting).collect(),
+        other => other.clone(),
+    }
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_the_response_that_is_given_whole() {
+    let tokens = json!(["message.output_text.logprobs"]);
+    let schema = json!({"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"],
+        "additionalProperties": false});
+    let format = json!({"type": "json_schema", "name": "s", "schema": schema, "strict": true});
+    for (template, status, extra) in [
+        (PLAIN, "incomplete", json!({"max_output_tokens": 9})),
+        (PLAIN, "incomplete", json!({"max_output_tokens": 9, "include": tokens, "top_logprobs": 1})),
+        (PLAIN, "completed", json!({"text": {"format": format}})),
+        (PLAIN, "completed", json!({"guided_choice": ["well, well"], "include": tokens})),
+        (PLAIN, "completed", json!({"guided_choice": ["well, well"], "include": tokens, "stop": [", we"]})),
+        (
+            PLAIN,
+            "completed",
+            json!({"tools": [flat()], "guided_choice": ["\"well\""], "tool_choice": "none"}),
+        ),
+        (PLAIN, "completed", json!({"tools": [flat()], "tool_choice": "required", "include": tokens})),
+        (
+            MISTRAL,
+            "completed",
+            json!({"tools": [flat()], "tool_choice": "required", "parallel_tool_calls": false}),
+        ),
+        // In the middle of a call's arguments, and of its beginning.
+        (PLAIN, "incomplete", json!({"tools": [flat()], "tool_choice": "required", "max_output_tokens": 50})),
+        (PLAIN, "incomplete", json!({"tools": [flat()], "tool_choice": "required", "max_output_tokens": 14})),
+    ] {
+        let mut ask = json!({"input": "x", "max_output_tokens": 1500, "metadata": {"k": "v"}});
+        ask.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        // A server each: the second would find the prompt in its cache, and say so.
+        let whole = respond(&ending(template), ask.clone()).await;
+        assert_eq!(whole["status"], status, "{extra}: {whole}");
+        ask["stream"] = json!(true);
+        let (_, body) = post(&ending(template).state, "/v1/responses", ask).await;
+        let events = named_events(&body);
+        let last = events.last().expect("events");
+        assert_eq!(last["type"], format!("response.{status}"));
+        assert_eq!(lasting(&last["response"]), lasting(&whole), "{extra}");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// A server whose model ends with byte 0 and takes chats by `template`.
-fn ending(template: &str) -> Fixture {
+pub(super) fn ending(template: &str) -> Fixture {
     let mut fixture = chatting();
     let generator = fixture.state.generator.take().expect("generator");
     let config = GeneratorConfig {
@@ -30,8 +30,8 @@ fn ending(template: &str) -> Fixture {
     fixture
 }
 
-const PLAIN: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}";
-const MISTRAL: &str = "{% for m in messages %}{{ m.content }}|{% if m.tool_calls %}[TOOL_CALLS]\
+pub(super) const PLAIN: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }}|{% endfor %}";
+pub(super) const MISTRAL: &str = "{% for m in messages %}{{ m.content }}|{% if m.tool_calls %}[TOOL_CALLS]\
                        {% for c in m.tool_calls %}{{ c.function.arguments.a }}{% endfor %}{% endif %}{% endfor %}\
                        {% if tools %}{{ tools | length }}{% endif %}";
 
@@ -212,24 +212,42 @@ async fn a_schema_beside_tools_leaves_room_for_calls() {
     let fixture = ending(MISTRAL);
     let format =
         json!({"type": "json_schema", "json_schema": {"name": "s", "schema": {"enum": ["yes", "no"]}}});
-    let mut ask = chat(json!({"tools": [add()], "response_format": format}));
-    let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask.clone()).await);
-    let message = &answer["choices"][0]["message"];
-    let said = message["content"].as_str().is_some_and(|text| ["\"yes\"", "\"no\""].contains(&text));
-    assert!(said || message["tool_calls"][0]["function"]["name"] == "add", "{answer}");
+    let mut ask =
+        chat(json!({"tools": [add()], "response_format": format, "parallel_tool_calls": false, "n": 16,
+        "temperature": 1, "seed": 7}));
+    // How many of the answers follow the schema, and how many are calls; each is one of them.
+    let kinds = |answer: Value| {
+        let (mut said, mut called) = (0, 0);
+        for choice in answer["choices"].as_array().expect("choices") {
+            let message = &choice["message"];
+            match message["content"].as_str() {
+                Some(text) => {
+                    assert!(["\"yes\"", "\"no\""].contains(&text), "{choice}");
+                    said += 1;
+                }
+                None => {
+                    assert_eq!(message["tool_calls"][0]["function"]["name"], "add", "{choice}");
+                    called += 1;
+                }
+            }
+        }
+        (said, called)
+    };
+    let (said, called) = kinds(parsed(&post(&fixture.state, "/v1/chat/completions", ask.clone()).await));
+    assert!(said > 0 && called > 0, "{said} of the schema and {called} calls");
     ask["tool_choice"] = json!("required");
     let answer = parsed(&post(&fixture.state, "/v1/chat/completions", ask).await);
-    assert_eq!(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"], "add", "{answer}");
+    assert_eq!(kinds(answer), (0, 16));
 }
 
 /// Responses' shape of [`add`].
-fn flat() -> Value {
+pub(super) fn flat() -> Value {
     let mut tool = add()["function"].clone();
     tool["type"] = json!("function");
     tool
 }
 
-fn named_events(body: &str) -> Vec<Value> {
+pub(super) fn named_events(body: &str) -> Vec<Value> {
     let lines = body.split("\n\n").filter_map(|event| event.split_once("\ndata: "));
     lines.map(|(_, line)| serde_json::from_str(line).expect("json")).collect()
 }

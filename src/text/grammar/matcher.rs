@@ -6,6 +6,7 @@ use llguidance::api::StopReason;
 /// Follows one answer through a grammar.
 pub struct GrammarMatcher {
     matcher: Matcher,
+    bytes: usize,
 }
 
 impl std::fmt::Debug for GrammarMatcher {
@@ -15,8 +16,14 @@ impl std::fmt::Debug for GrammarMatcher {
 }
 
 impl GrammarMatcher {
-    pub(super) fn new(matcher: Matcher) -> GrammarMatcher {
-        GrammarMatcher { matcher }
+    pub(super) fn new(matcher: Matcher, bytes: usize) -> GrammarMatcher {
+        GrammarMatcher { matcher, bytes }
+    }
+
+    /// Bytes of memory that it took when it was compiled, about.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Takes the token that was chosen. One that the grammar does not admit leaves nothing that could follow.
@@ -65,6 +72,6 @@ impl GrammarMatcher {
     /// The same place in the same grammar, for another answer; they share no state, so workers fill both at once.
     #[must_use]
     pub fn fork(&self) -> GrammarMatcher {
-        GrammarMatcher { matcher: self.matcher.deep_clone() }
+        GrammarMatcher { matcher: self.matcher.deep_clone(), bytes: self.bytes }
     }
 }

@@ -152,6 +152,42 @@ fn a_fork_goes_its_own_way() {
 }
 
 #[test]
+fn grammars_that_differ_in_anything_have_other_digests() {
+    let text = |text: &str| text.to_owned();
+    let all = [
+        Grammar::JsonObject,
+        schema(json!({"properties": {"a": {}, "b": {}}})),
+        schema(json!({"properties": {"b": {}, "a": {}}})),
+        Grammar::JsonSchema { schema: json!({"properties": {"a": {}, "b": {}}}), strict: false },
+        Grammar::Regex(text("a")),
+        Grammar::Regex(text("a ")),
+        Grammar::Context(text("a")),
+        Grammar::Choice(vec![text("a")]),
+        Grammar::Choice(vec![text("a"), text("b")]),
+        Grammar::Choice(vec![text("a\",\"b")]),
+    ];
+    for (at, one) in all.iter().enumerate() {
+        let same = all.iter().position(|other| other.digest() == one.clone().digest());
+        assert_eq!(same, Some(at), "{one:?}");
+    }
+}
+
+#[test]
+fn a_larger_grammar_says_that_it_takes_more_memory() {
+    let bytes = |grammar: &Grammar| compiler().compile(grammar).expect("compiles").bytes();
+    let properties: Map<String, Value> =
+        (0..100).map(|at| (format!("field{at}"), json!({"type": "string", "maxLength": at}))).collect();
+    // The second has no source of its own: its lexer is what counts.
+    let all = [
+        Grammar::Regex("(.*a){5}.{5}".to_owned()),
+        Grammar::JsonObject,
+        schema(json!({"properties": properties})),
+    ];
+    let [pattern, object, rules] = all.map(|grammar| bytes(&grammar));
+    assert!(object > 2 * pattern && rules > 2 * object, "{pattern}, {object}, {rules}");
+}
+
+#[test]
 fn a_token_that_was_not_allowed_ends_what_can_follow() {
     let mut matcher = compiler().compile(&Grammar::JsonObject).expect("compiles");
     matcher.advance(u32::from(b'x'));
@@ -209,7 +245,7 @@ fn hostile_grammars_end_in_errors_or_in_bounded_work() {
         let mut links: Map<String, Value> = (0..190).map(|at| (format!("d{at}"), link(at))).collect();
         links.insert("d190".to_owned(), json!({"type": "null"}));
         let whole = schema(json!({"$ref": "#/$defs/d0", "$defs": links}));
-        assert!((MAX_SOURCE / 2..MAX_SOURCE).contains(&whole.source_bytes()), "{}", whole.source_bytes());
+        assert!((MAX_SOURCE / 2..MAX_SOURCE).contains(&whole.source().len()), "{}", whole.source().len());
         whole
     };
     let wide = "x".repeat(MAX_SOURCE + 1);

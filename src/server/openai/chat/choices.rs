@@ -2,13 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::super::completions::usage_json;
 use super::super::finish::{held_stop, stop_reason};
 use super::super::logprobs;
-use super::super::stream_options::StreamOptions;
 use super::super::tools::ToolReader;
+use super::super::usage::{self, StreamOptions};
 use super::ChatFields;
-use crate::engine::Usage;
 use crate::rag::{Choice, Finish, GenerateEvent, Generated, TokenText};
 
 /// What every answer and event of a request repeats, and how its choices are written.
@@ -39,7 +37,7 @@ impl Rendering {
     pub(super) fn whole(&self, generated: &Generated, reader: Option<&ToolReader>) -> Value {
         let choices = generated.choices.iter().map(|one| self.choice(one, reader.cloned())).collect();
         let mut body = self.body("chat.completion", choices);
-        body["usage"] = usage_json(&generated.usage);
+        body["usage"] = usage::shown(&generated.usage);
         if let Some(most) = self.fields.prompt_logprobs {
             body["prompt_logprobs"] = logprobs::prompt(&generated.prompt_tokens, most);
         }
@@ -129,29 +127,19 @@ impl StreamedChoices {
             GenerateEvent::Prompt { .. } => Vec::new(),
             GenerateEvent::Delta { index, text, tokens } => self.push(index, text, &tokens),
             GenerateEvent::Finished { index, finish } => self.finish(index, &finish),
-            GenerateEvent::Done(usage) => return self.usage(&usage).into_iter().collect(),
+            GenerateEvent::Done(usage) => {
+                let last = self.rendering.body("chat.completion.chunk", Vec::new());
+                return self.options.last(last, &usage).into_iter().collect();
+            }
         };
         choices.into_iter().map(|choice| self.chunk(choice)).collect()
     }
 
-    /// A chunk of one choice. OpenAI: where the last chunk has the usage, the others say that they have none.
+    /// A chunk of one choice.
     fn chunk(&self, choice: Value) -> Value {
         let index = choice["index"].as_u64().unwrap_or(0) as usize;
-        let mut chunk = self.rendering.body("chat.completion.chunk", vec![choice]);
-        if self.options.continuous() {
-            let (prompt_tokens, completion_tokens) = (self.prompt_tokens, self.counts[index]);
-            chunk["usage"] = usage_json(&Usage { prompt_tokens, completion_tokens, ..Usage::default() });
-        } else if self.options.include_usage() {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
-
-    /// The last chunk, where it was asked for.
-    fn usage(&self, usage: &Usage) -> Option<Value> {
-        let mut last = self.rendering.body("chat.completion.chunk", Vec::new());
-        last["usage"] = usage_json(usage);
-        self.options.include_usage().then_some(last)
+        let chunk = self.rendering.body("chat.completion.chunk", vec![choice]);
+        self.options.count(chunk, self.prompt_tokens, self.counts[index])
     }
 
     fn push(&mut self, index: u32, text: String, tokens: &[TokenText]) -> Vec<Value> {

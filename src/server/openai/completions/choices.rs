@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::super::finish::{held_stop, stop_reason};
 use super::super::logprobs;
-use super::{CompletionFields, usage_json};
+use super::super::usage::StreamOptions;
+use super::CompletionFields;
 use crate::engine::Usage;
 use crate::rag::{Choice, Finish, GenerateEvent, Generated, TokenText};
 
@@ -91,15 +92,19 @@ struct Progress {
 /// The choices of a stream.
 #[derive(Debug)]
 pub(super) struct StreamedChoices {
-    pub(super) rendering: Rendering,
-    /// Whether every chunk has its choice's usage so far.
-    continuous: bool,
+    rendering: Rendering,
+    options: StreamOptions,
     prompts: HashMap<u32, Progress>,
 }
 
 impl StreamedChoices {
-    pub(super) fn new(rendering: Rendering, continuous: bool) -> StreamedChoices {
-        StreamedChoices { rendering, continuous, prompts: HashMap::new() }
+    pub(super) fn new(rendering: Rendering, options: StreamOptions) -> StreamedChoices {
+        StreamedChoices { rendering, options, prompts: HashMap::new() }
+    }
+
+    /// The last chunk, where it was asked for.
+    pub(super) fn last(&self, usage: &Usage) -> Option<Value> {
+        self.options.last(self.rendering.chunk(Vec::new()), usage)
     }
 
     /// The chunk that an event of prompt number `at` becomes, if any.
@@ -137,22 +142,14 @@ impl StreamedChoices {
         ids.extend(finish.and_then(|finish| held_stop(finish, include_stop)));
         let count = progress.tokens.entry(index).or_default();
         *count += ids.len() as u32;
-        let usage = Usage {
-            prompt_tokens: progress.prompt.len() as u32,
-            completion_tokens: *count,
-            ..Usage::default()
-        };
+        let (prompt_tokens, completion_tokens) = (progress.prompt.len() as u32, *count);
         if fields.return_token_ids {
             choice["token_ids"] = json!(ids);
             if !begun {
                 choice["prompt_token_ids"] = json!(progress.prompt);
             }
         }
-        let mut chunk = self.rendering.chunk(vec![choice]);
-        if self.continuous {
-            chunk["usage"] = usage_json(&usage);
-        }
-        chunk
+        self.options.count(self.rendering.chunk(vec![choice]), prompt_tokens, completion_tokens)
     }
 }
 

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::super::super::error::ApiError;
+use super::super::tools;
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "it must be a text or a list of items")]
@@ -62,14 +63,8 @@ fn string<'a>(item: &'a Map<String, Value>, field: &str) -> Result<&'a str, Stri
 
 /// A call in the shape of chats.
 fn call(item: &Map<String, Value>) -> Result<Value, String> {
-    let arguments = match string(item, "arguments")?.trim() {
-        "" => "{}",
-        arguments => arguments,
-    };
-    let arguments: Value =
-        serde_json::from_str(arguments).map_err(|error| format!("arguments is no JSON: {error}"))?;
-    let (id, name) = (string(item, "call_id")?, string(item, "name")?);
-    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
+    let arguments = tools::arguments(string(item, "arguments")?)?;
+    Ok(tools::call(string(item, "call_id")?, string(item, "name")?, arguments))
 }
 
 fn message(item: &Map<String, Value>) -> Result<Value, String> {

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::super::tools;
+
 /// One item.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
@@ -34,16 +36,16 @@ pub(super) enum Kind {
 impl Item {
     /// A message, empty and open.
     pub(super) fn message() -> Item {
-        Item::open("msg", Kind::Message { text: String::new(), logprobs: Vec::new() })
+        Item::open("msg_", Kind::Message { text: String::new(), logprobs: Vec::new() })
     }
 
     /// A call, without its arguments and open.
     pub(super) fn call(call_id: String, name: String) -> Item {
-        Item::open("fc", Kind::Call { call_id, name, arguments: String::new() })
+        Item::open("fc_", Kind::Call { call_id, name, arguments: String::new() })
     }
 
     fn open(prefix: &str, kind: Kind) -> Item {
-        Item { id: format!("{prefix}_{}", uuid::Uuid::new_v4().simple()), status: "in_progress", kind }
+        Item { id: super::super::id(prefix), status: "in_progress", kind }
     }
 
     /// A message's one part.
@@ -79,9 +81,10 @@ pub(super) fn turn(items: &[Item]) -> Value {
         match &item.kind {
             Kind::Message { text, .. } => content.push_str(text),
             Kind::Call { call_id, name, arguments } => {
-                if let Ok(arguments) = serde_json::from_str::<Value>(arguments) {
-                    calls.push(json!({"id": call_id, "type": "function",
-                        "function": {"name": name, "arguments": arguments}}));
+                if let Some(arguments) =
+                    tools::arguments(arguments).ok().filter(|_| item.status == "completed")
+                {
+                    calls.push(tools::call(call_id, name, arguments));
                 }
             }
         }

@@ -7,11 +7,10 @@ use serde_json::{Value, json};
 use super::super::super::error::ApiError;
 use super::super::fields::Fields;
 use super::super::logprobs::{self, TokenNames, up_to_twenty};
-use super::super::tools::ToolReader;
 use super::Truncation;
-use super::items::{Item, Kind};
+use super::items::Item;
 use crate::engine::{FinishReason, SamplingParams, Usage};
-use crate::rag::{Choice, Finish, GenerateRequest, TokenText};
+use crate::rag::{Finish, GenerateRequest, TokenText};
 
 /// The one value of `include` that there is something for.
 const LOGPROBS: &str = "message.output_text.logprobs";
@@ -151,34 +150,12 @@ pub(super) struct Answer {
 impl Answer {
     pub(super) fn new(asked: Asked) -> Answer {
         Answer {
-            id: format!("resp_{}", uuid::Uuid::new_v4().simple()),
+            id: super::super::id("resp_"),
             created: super::super::now(),
             asked,
             output: Vec::new(),
             status: Status::InProgress,
             usage: None,
-        }
-    }
-
-    /// Takes a whole answer, in which `reader` finds the calls, and notes its end.
-    pub(super) fn whole(&mut self, choice: Choice, reader: Option<ToolReader>, usage: &Usage) {
-        self.finish(&choice.finish, usage);
-        let (text, calls) = match reader {
-            Some(reader) => reader.whole(&choice.text),
-            None => (choice.text, Vec::new()),
-        };
-        if !text.is_empty() || calls.is_empty() {
-            let logprobs = self.asked.logprobs(&choice.tokens);
-            self.output.push(Item { kind: Kind::Message { text, logprobs }, ..Item::message() });
-        }
-        for (call_id, call) in calls {
-            let kind = Kind::Call { call_id, name: call.name, arguments: call.arguments };
-            self.output.push(Item { kind, ..Item::call(String::new(), String::new()) });
-        }
-        self.output.iter_mut().for_each(|item| item.status = "completed");
-        let status = self.status();
-        if let Some(last) = self.output.last_mut().filter(|last| matches!(last.kind, Kind::Message { .. })) {
-            last.status = status;
         }
     }
 
@@ -252,42 +229,4 @@ fn usage(usage: &Usage) -> Value {
         "output_tokens": usage.completion_tokens, "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::server::openai::tools::Tools;
-    use crate::text::ToolFormat;
-
-    #[test]
-    fn words_and_calls_are_items_in_their_order() {
-        let fields = json!({"tools": [{"type": "function", "name": "add"}], "parallel_tool_calls": false});
-        let mut fields: Fields = serde_json::from_value(fields).expect("fields");
-        let mut answer = Answer::new(Asked::take(&mut fields, "m").expect("asked"));
-        let tools = Tools::take_flat(&mut fields).expect("tools").expect("some");
-        let call = r#"<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>"#;
-        let choice = Choice {
-            index: 0,
-            text: format!("Well. {call}{call}"),
-            tokens: Vec::new(),
-            finish: Finish { reason: FinishReason::Length, stop: None },
-        };
-        answer.whole(choice, Some(tools.reader(ToolFormat::Hermes)), &Usage::default());
-        let response = answer.response();
-        let output = response["output"].as_array().expect("items");
-        assert_eq!(output.len(), 2, "not parallel: {response}");
-        assert_eq!(
-            (&output[0]["content"][0]["text"], &output[0]["status"]),
-            (&json!("Well."), &json!("completed"))
-        );
-        assert_eq!((&output[1]["name"], &output[1]["arguments"]), (&json!("add"), &json!(r#"{"a": 1}"#)));
-        assert_eq!(response["incomplete_details"]["reason"], "max_output_tokens");
-        let turn = super::super::items::turn(&answer.output);
-        assert_eq!(
-            (&turn["content"], &turn["tool_calls"][0]["id"]),
-            (&json!("Well."), &output[1]["call_id"])
-        );
-        assert_eq!(turn["tool_calls"][0]["function"]["arguments"], json!({"a": 1}));
-    }
 }

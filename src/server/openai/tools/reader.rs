@@ -1,6 +1,6 @@
 //! Calls in an answer, in the shapes of chats and responses.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::text::{ToolCall, ToolCallParser, ToolEvent, ToolFormat};
 
@@ -39,8 +39,6 @@ pub(in crate::server::openai) struct ToolReader {
     format: ToolFormat,
     parallel: bool,
     calls: usize,
-    /// Those of the call at hand.
-    arguments: String,
     /// Calls that can be made.
     valid: usize,
 }
@@ -48,28 +46,15 @@ pub(in crate::server::openai) struct ToolReader {
 impl ToolReader {
     /// For an answer of a model that writes `format` and may call `functions`, more than one of them if `parallel`.
     pub(super) fn new(format: ToolFormat, functions: Vec<String>, parallel: bool) -> ToolReader {
-        ToolReader {
-            parser: ToolCallParser::new(format, functions),
-            format,
-            parallel,
-            calls: 0,
-            arguments: String::new(),
-            valid: 0,
-        }
-    }
-
-    /// Words and calls of a whole answer, each call with its id.
-    pub(in crate::server::openai) fn whole(self, text: &str) -> (String, Vec<(String, ToolCall)>) {
-        let (content, calls) = self.parser.whole(text);
-        let most = if self.parallel { usize::MAX } else { 1 };
-        (content, calls.into_iter().take(most).map(|call| (call_id(self.format), call)).collect())
+        ToolReader { parser: ToolCallParser::new(format, functions), format, parallel, calls: 0, valid: 0 }
     }
 
     /// `content` and `tool_calls` of a whole answer.
     pub(in crate::server::openai) fn message(self, text: &str) -> (Value, Vec<Value>) {
-        let (content, calls) = self.whole(text);
-        let shown = |(id, call): (String, ToolCall)| json!({"id": id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}});
-        let calls: Vec<Value> = calls.into_iter().map(shown).collect();
+        let (content, calls) = self.parser.whole(text);
+        let most = if self.parallel { usize::MAX } else { 1 };
+        let shown = |call: ToolCall| super::call(&call_id(self.format), &call.name, json!(call.arguments));
+        let calls: Vec<Value> = calls.into_iter().take(most).map(shown).collect();
         let content = if content.is_empty() && !calls.is_empty() { Value::Null } else { json!(content) };
         (content, calls)
     }
@@ -111,16 +96,9 @@ impl ToolReader {
             let index = self.calls.saturating_sub(1);
             pieces.push(match event {
                 ToolEvent::Content(text) => Piece::Content(text),
-                ToolEvent::Begin { name } => {
-                    self.arguments.clear();
-                    Piece::Call { index, id: call_id(self.format), name }
-                }
-                ToolEvent::Arguments(text) => {
-                    self.arguments.push_str(&text);
-                    Piece::Arguments { index, text }
-                }
-                ToolEvent::End { .. } => {
-                    let valid = serde_json::from_str::<Map<String, Value>>(&self.arguments).is_ok();
+                ToolEvent::Begin { name } => Piece::Call { index, id: call_id(self.format), name },
+                ToolEvent::Arguments(text) => Piece::Arguments { index, text },
+                ToolEvent::End { valid, .. } => {
                     self.valid += usize::from(valid);
                     Piece::End { valid }
                 }
@@ -145,8 +123,7 @@ fn delta(piece: Piece) -> Option<Value> {
 
 /// A fresh id of a call.
 fn call_id(format: ToolFormat) -> String {
-    let id = uuid::Uuid::new_v4().simple().to_string();
-    if format.short_ids() { id[..9].to_owned() } else { format!("chatcmpl-tool-{id}") }
+    if format.short_ids() { super::super::id("")[..9].to_owned() } else { super::super::id("chatcmpl-tool-") }
 }
 
 #[cfg(test)]
@@ -172,7 +149,7 @@ mod tests {
             let begun = pieces.iter().filter(|piece| matches!(piece, Piece::Call { .. })).count();
             let ended = pieces.iter().filter(|piece| **piece == Piece::End { valid: called }).count();
             assert_eq!((begun, ended), if text == "no call" { (0, 0) } else { (1, 1) }, "{pieces:?}");
-            let (_, calls) = self::reader().whole(text);
+            let (_, calls) = self::reader().message(text);
             assert_eq!(!calls.is_empty(), called, "whole and in pieces agree: {text}");
         }
     }
