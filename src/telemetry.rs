@@ -117,14 +117,20 @@ impl Metrics {
     ///
     /// # Panics
     /// When it is called a second time.
-    pub fn planned(&self, parts: impl Iterator<Item = (&'static str, u64)>, budget: Option<u64>) {
-        let opts = Opts::new("tarn_memory_bytes", "Bytes planned for each part of the memory");
+    pub fn planned(
+        &self,
+        memory: &str,
+        parts: impl Iterator<Item = (&'static str, u64)>,
+        budget: Option<u64>,
+    ) {
+        let opts = Opts::new(format!("tarn_{memory}_bytes"), "Bytes planned for each part of the memory");
         let gauges = IntGaugeVec::new(opts, &["part"]).expect("a valid metric: this is a bug");
         parts.for_each(|(part, bytes)| gauges.with_label_values(&[part]).set(bytes as i64));
         self.registry.register(Box::new(gauges)).expect("a distinct metric: this is a bug");
         if let Some(bytes) = budget {
-            let gauge = IntGauge::new("tarn_memory_budget_bytes", "Bytes that there are to plan with")
-                .expect("a valid metric: this is a bug");
+            let gauge =
+                IntGauge::new(format!("tarn_{memory}_budget_bytes"), "Bytes that there are to plan with")
+                    .expect("a valid metric: this is a bug");
             gauge.set(bytes as i64);
             self.registry.register(Box::new(gauge)).expect("a distinct metric: this is a bug");
         }
@@ -138,7 +144,11 @@ impl Metrics {
         let own = String::from_utf8_lossy(&bytes).into_owned();
         let mut out = String::new();
         let model = model.replace('\\', r"\\").replace('"', r#"\""#).replace('\n', r"\n");
-        let only_ours = |line: &&str| line.contains("tarn_http_") || line.contains("tarn_memory_");
+        let only_ours = |line: &&str| {
+            line.contains("tarn_http_")
+                || line.contains("tarn_memory_")
+                || line.contains("tarn_device_memory_")
+        };
         for line in own.lines().filter(|line| !only_ours(line)) {
             let _ = writeln!(out, "{}", under_vllms_name(line));
         }
@@ -189,15 +199,17 @@ mod tests {
     #[test]
     fn planned_memory_is_told_by_part_and_only_under_our_name() {
         let metrics = Metrics::new();
-        metrics.planned([("weights", 7), ("kv_cache", 5)].into_iter(), Some(20));
+        metrics.planned("memory", [("weights", 7), ("kv_cache", 5)].into_iter(), Some(20));
+        metrics.planned("device_memory", [("weights", 9)].into_iter(), None);
         let text = metrics.render("m", &[]);
         for line in [
+            "tarn_device_memory_bytes{part=\"weights\"} 9",
             "tarn_memory_bytes{part=\"kv_cache\"} 5",
             "tarn_memory_bytes{part=\"weights\"} 7",
             "tarn_memory_budget_bytes 20",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
-        assert!(!text.contains("vllm:memory"), "{text}");
+        assert!(!text.contains("vllm:memory") && !text.contains("vllm:device"), "{text}");
     }
 }

@@ -87,24 +87,28 @@ impl fmt::Display for Check {
 }
 
 pub(super) fn run(settings: Settings, args: DoctorArgs) -> anyhow::Result<ExitCode> {
-    let (checks, memory) = checks::all(&settings);
+    let (checks, planned) = checks::all(&settings);
+    let memory = planned.as_ref().map(|planned| &planned.memory);
+    let device = planned.as_ref().and_then(|planned| planned.device.as_ref());
     let healthy = checks.iter().all(|check| check.health != Health::Fail);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report(&checks, memory.as_ref()))?);
+        println!("{}", serde_json::to_string_pretty(&report(&checks, memory, device))?);
     } else {
         checks.iter().for_each(|check| println!("{check}"));
-        if let Some(memory) = memory {
-            println!("\nmemory\n{memory}");
+        for (name, plan) in [("memory", memory), ("device memory", device)] {
+            if let Some(plan) = plan {
+                println!("\n{name}\n{plan}");
+            }
         }
     }
     Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn report(checks: &[Check], memory: Option<&MemoryPlan>) -> Value {
+fn report(checks: &[Check], memory: Option<&MemoryPlan>, device: Option<&MemoryPlan>) -> Value {
     let one =
         |check: &Check| json!({"name": check.name, "status": check.health.name(), "found": check.found});
     let healthy = checks.iter().all(|check| check.health != Health::Fail);
-    let memory = memory.map(|memory| {
+    let plan = |memory: &MemoryPlan| {
         let parts: serde_json::Map<String, Value> =
             memory.parts().map(|(part, bytes)| (part.to_owned(), json!(bytes))).collect();
         json!({
@@ -114,26 +118,33 @@ fn report(checks: &[Check], memory: Option<&MemoryPlan>) -> Value {
             "available_bytes": memory.budget.available,
             "utilization": memory.budget.utilization,
         })
-    });
-    json!({"ok": healthy, "checks": checks.iter().map(one).collect::<Vec<_>>(), "memory": memory})
+    };
+    json!({
+        "ok": healthy,
+        "checks": checks.iter().map(one).collect::<Vec<_>>(),
+        "memory": memory.map(plan),
+        "device_memory": device.map(plan),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::memory_plan::{Budget, Part};
+    use super::super::memory_plan::{Budget, Owner, Part};
     use super::*;
 
     #[test]
     fn a_report_is_ok_unless_something_fails_and_holds_the_plan() {
-        let mut memory = MemoryPlan::new(Budget { available: Some(100), utilization: 0.5 });
+        let mut memory =
+            MemoryPlan::new(Budget { owner: Owner::Machine, available: Some(100), utilization: 0.5 });
         memory.add(Part::KvCache, 40);
         let mut checks = vec![Check::ok("cpu", "fine"), Check::warn("files", "few")];
-        let well = report(&checks, Some(&memory));
+        let well = report(&checks, Some(&memory), None);
         assert_eq!((&well["ok"], &well["checks"][1]["status"]), (&json!(true), &json!("warn")));
         assert_eq!(well["memory"]["parts"], json!({"kv_cache": 40}));
         assert_eq!(well["memory"]["budget_bytes"], 50);
+        assert_eq!(report(&checks, None, Some(&memory))["device_memory"]["available_bytes"], 100);
         checks.push(Check::of("lake", Err(anyhow::anyhow!("read-only").context("writing"))));
-        let ill = report(&checks, None);
+        let ill = report(&checks, None, None);
         assert_eq!((&ill["ok"], &ill["checks"][2]["found"]), (&json!(false), &json!("writing: read-only")));
         assert_eq!(ill["memory"], Value::Null);
     }

@@ -40,11 +40,11 @@ pub(super) fn run(mut settings: Settings, args: GenerateArgs) -> anyhow::Result<
         None => None,
     };
     let runtime = super::parts::runtime()?;
-    let alone = Roles { generator: true, embedder: false, reranker: false };
+    let alone = Roles { generator: true, embedder: false, reranker: false, serves: false };
     let window = super::plan::window(&settings, alone)?;
     let (generator, _engine) = super::parts::generator(&settings, window, None)?;
     let prompt = match args.chat {
-        true => Prompt::chat(vec![json!({"role": "user", "content": args.prompt})]),
+        true => Prompt::chat(vec![json!({"role": "user", "content": args.prompt})], None),
         false => Prompt::Text(args.prompt),
     };
     let mut sampling = generator.default_sampling();

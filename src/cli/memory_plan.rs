@@ -20,6 +20,8 @@ pub(super) enum Part {
     Reranker,
     /// The generator's activations, logits and scratch, and the program itself.
     Workspace,
+    /// Responses and compiled grammars that later requests may ask for.
+    Kept,
     /// Keys and values.
     KvCache,
 }
@@ -33,6 +35,7 @@ impl Part {
             Part::Embedder => "embedder",
             Part::Reranker => "reranker",
             Part::Workspace => "workspace",
+            Part::Kept => "kept",
             Part::KvCache => "kv_cache",
         }
     }
@@ -45,15 +48,35 @@ impl Part {
             Part::Embedder => "--embedder",
             Part::Reranker => "--reranker",
             Part::Workspace => "--max-num-batched-tokens",
+            Part::Kept => "fixed",
             Part::KvCache => "--kv-cache-bytes, --max-model-len",
         }
     }
 }
 
-/// Memory of this machine that the process may plan with.
+/// Where memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// In the machine, or what its control group allows of it.
+    Machine,
+    /// In a GPU, as much as is free.
+    Gpu,
+}
+
+impl Owner {
+    fn memory(self) -> &'static str {
+        match self {
+            Owner::Machine => "memory",
+            Owner::Gpu => "GPU memory",
+        }
+    }
+}
+
+/// Memory that the process may plan with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Budget {
-    /// The machine's, or what its control group allows; `None` where nobody says.
+    pub(super) owner: Owner,
+    /// What there is; `None` where nobody says.
     pub(super) available: Option<u64>,
     /// The part of it.
     pub(super) utilization: f64,
@@ -76,9 +99,9 @@ pub(super) struct MemoryPlan {
 /// More is planned than there is.
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[error(
-    "the memory that this takes is more than the {} there are to plan with:\n{plan}\n\
+    "the {} that this takes is more than the {} there are to plan with:\n{plan}\n\
      make a part smaller by its setting, or raise --memory-utilization (now {})",
-    ByteSize(plan.budget.bytes().unwrap_or(0)), plan.budget.utilization
+    plan.budget.owner.memory(), ByteSize(plan.budget.bytes().unwrap_or(0)), plan.budget.utilization
 )]
 pub(super) struct TooLittle {
     plan: MemoryPlan,
@@ -154,7 +177,7 @@ mod tests {
     use super::*;
 
     fn plan(available: Option<u64>, parts: &[(Part, u64)]) -> MemoryPlan {
-        let mut plan = MemoryPlan::new(Budget { available, utilization: 0.5 });
+        let mut plan = MemoryPlan::new(Budget { owner: Owner::Machine, available, utilization: 0.5 });
         parts.iter().for_each(|(part, bytes)| plan.add(*part, *bytes));
         plan
     }
@@ -174,6 +197,15 @@ mod tests {
         {
             assert!(said.contains(words), "`{words}` is not in:\n{said}");
         }
+    }
+
+    #[test]
+    fn what_is_too_much_for_a_gpu_is_said_of_it() {
+        let budget = Budget { owner: Owner::Gpu, available: Some(80 << 30), utilization: 0.5 };
+        let mut over = MemoryPlan::new(budget);
+        over.add(Part::Weights, 93 << 30);
+        let said = over.check().expect_err("too little").to_string();
+        assert!(said.contains("the GPU memory that this takes is more than the 40 GiB"), "{said}");
     }
 
     #[test]

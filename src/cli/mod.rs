@@ -1,10 +1,12 @@
 //! The command line: one file a command. Builds the parts from [`crate::config`] and runs them.
 
 mod adapters;
+mod device;
 mod doctor;
 mod embed;
 mod encoders;
 mod generate;
+mod gpu_check;
 mod ingest;
 mod machine_memory;
 mod memory_plan;
@@ -62,6 +64,10 @@ enum Command {
     ///
     /// Example: tarn doctor --model ./SmolLM2.gguf --embedder ./all-MiniLM-L6-v2 --lake ./lake
     Doctor(doctor::DoctorArgs),
+    /// Run every device kernel on a GPU against its reference, and time the ops of a model there.
+    ///
+    /// Example: tarn gpu-check --json gpu.json
+    GpuCheck(gpu_check::GpuCheckArgs),
     /// Parse one untrusted document (Tarn runs this itself).
     #[command(hide = true)]
     ParseWorker,
@@ -98,6 +104,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Query(args) => query::run(settings, args),
         Command::Generate(args) => generate::run(settings, args),
         Command::Embed(args) => embed::run(settings, args),
+        Command::GpuCheck(args) => gpu_check::run(settings, args),
         Command::Doctor(args) => doctor::run(settings, args),
         Command::Models(args) => {
             let (hub, token) = settings.hub;

@@ -8,19 +8,20 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::Settings;
 use crate::embed::{EmbedHandle, EmbedThread};
-use crate::engine::{EngineConfig, EngineThread, ModelRunner, SamplingParams};
+use crate::engine::{DeviceRunner, EngineConfig, EngineThread, ModelRunner, SamplingParams};
 use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
 use crate::lake::{LakeConfig, Lakes};
 use crate::model::{
-    Decoder, Exec, Gate, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
+    Decoder, DeviceDecoder, Exec, Gate, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
 };
 use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
 use crate::server::AppState;
 use crate::telemetry::Metrics;
 use crate::text::{ChatTemplate, ToolFormat};
 
+use super::device::{self, Place, place};
 use super::encoders::embedder;
-use super::plan::{Roles, decoder_kv, plan};
+use super::plan::{Roles, plan};
 use super::tokenizers::tokenizer;
 use super::window::Window;
 
@@ -74,8 +75,9 @@ pub(super) fn generator(
     sampling.repetition_penalty = generation.repetition_penalty.unwrap_or(sampling.repetition_penalty);
 
     let limits = settings.engine.clone();
-    let spec = decoder_kv(&config);
     let Window { max_model_len, blocks } = window;
+    let place = place(settings.device)?;
+    tracing::info!("it generates on {place}");
 
     let (dtype, threads, dummy_weights) = (settings.dtype, settings.threads, model.dummy_weights);
     let summary = if dummy_weights { None } else { Some(source.inspect()?) };
@@ -84,7 +86,6 @@ pub(super) fn generator(
         model = model.location.name,
         weights_mib = summary.as_ref().map_or(0, |summary| summary.bytes >> 20),
         kv_blocks = blocks,
-        kv_mib = (blocks * spec.block_bytes()) >> 20,
         window = max_model_len,
         "the KV cache holds {:.1} sequences of the whole window",
         blocks as f64 / max_model_len.div_ceil(KvSpec::BLOCK_SIZE) as f64
@@ -92,28 +93,6 @@ pub(super) fn generator(
     let batched = limits.max_num_batched_tokens;
     let name = model.location.name.clone();
     let label = format!("loading {name}");
-    let max_rank = settings.lora.possible().then_some(settings.lora.max_rank);
-    let build = move || {
-        let options = LoadOptions {
-            dtype,
-            max_num_batched_tokens: batched,
-            // A row of logits for each token of a step: log probabilities of prompts need as many.
-            max_num_seqs: batched,
-            dummy_weights,
-            exec: Exec::simd(threads),
-            progress: Some(progress(&label)),
-        };
-        let mut decoder = Decoder::load(&source, options).map_err(|error| error.to_string())?;
-        if let Some(max_rank) = max_rank {
-            decoder = decoder.with_adapters(max_rank).map_err(|error| error.to_string())?;
-        }
-        let kv = KvCache::new(decoder.kv_spec(), blocks).map_err(|error| error.to_string())?;
-        let runner = ModelRunner::new(decoder, kv, max_model_len);
-        Ok(match gate {
-            Some(gate) => runner.with_gate(gate),
-            None => runner,
-        })
-    };
     let config = EngineConfig {
         max_num_seqs: limits.max_num_seqs,
         max_num_batched_tokens: batched,
@@ -121,7 +100,40 @@ pub(super) fn generator(
         prefix_cache: limits.prefix_cache,
         speculation: limits.speculation,
     };
-    let (engine, thread) = crate::engine::start(config, build)?;
+    let (engine, thread) = if let Place::Cpu(_) = place {
+        let max_rank = settings.lora.possible().then_some(settings.lora.max_rank);
+        crate::engine::start(config, move || {
+            let options = LoadOptions {
+                dtype,
+                max_num_batched_tokens: batched,
+                // A row of logits for each token of a step: log probabilities of prompts need as many.
+                max_num_seqs: batched,
+                dummy_weights,
+                exec: Exec::simd(threads),
+                progress: Some(progress(&label)),
+            };
+            let mut decoder = Decoder::load(&source, options).map_err(|error| error.to_string())?;
+            if let Some(max_rank) = max_rank {
+                decoder = decoder.with_adapters(max_rank).map_err(|error| error.to_string())?;
+            }
+            let kv = KvCache::new(decoder.kv_spec(), blocks).map_err(|error| error.to_string())?;
+            let runner = ModelRunner::new(decoder, kv, max_model_len);
+            Ok(match gate {
+                Some(gate) => runner.with_gate(gate),
+                None => runner,
+            })
+        })?
+    } else {
+        // Bulk embedding, which is on the CPU, need not make way.
+        let options = device::options(settings, &source, max_model_len, Some(progress(&label)))?;
+        crate::engine::start(config, move || {
+            let device = device::open(&place).map_err(|error| format!("{error:#}"))?;
+            let decoder = DeviceDecoder::load(device, &source, &options)
+                .and_then(|decoder| decoder.with_blocks(blocks))
+                .map_err(|error| error.to_string())?;
+            Ok(DeviceRunner::new(decoder, Exec::simd(threads), max_model_len))
+        })?
+    };
     let config = GeneratorConfig {
         name,
         eos: generation.eos,
@@ -176,13 +188,21 @@ pub(super) fn pipeline(
 
 /// All of a server. The threads must outlive it.
 pub(super) fn server(settings: &Settings) -> anyhow::Result<(AppState, Option<EngineThread>, EmbedThread)> {
-    let roles =
-        Roles { generator: settings.model.is_some(), embedder: true, reranker: settings.reranker.is_some() };
+    let roles = Roles {
+        generator: settings.model.is_some(),
+        embedder: true,
+        reranker: settings.reranker.is_some(),
+        serves: true,
+    };
     let planned = plan(settings, roles)?;
-    planned.memory.check()?;
+    planned.check()?;
     tracing::info!("planned memory: {}", planned.memory.line());
     let metrics = Metrics::new();
-    metrics.planned(planned.memory.parts(), planned.memory.budget.bytes());
+    metrics.planned("memory", planned.memory.parts(), planned.memory.budget.bytes());
+    if let Some(device) = &planned.device {
+        tracing::info!("planned memory of the device: {}", device.line());
+        metrics.planned("device_memory", device.parts(), device.budget.bytes());
+    }
     let gate = Arc::new(Gate::new());
     let (embed, embed_thread) = embedder(settings, Some(gate.clone()), settings.reranker.as_ref())?;
     let (generator, engine_thread) = match planned.window {

@@ -1,12 +1,15 @@
 //! The memory of a command, planned from settings and files before anything is loaded.
 
 use crate::config::{LoraSettings, Settings};
-use crate::model::{DecoderConfig, KvSpec, ModelConfig, ModelSource};
+use crate::model::{DecoderConfig, DeviceDecoder, KvSpec, ModelConfig, ModelSource};
+use crate::rag::GRAMMAR_BYTES;
+use crate::server::RESPONSE_BYTES;
 
+use super::device::{self, Place, place};
 use super::encoders::{self, MAX_BATCH_TOKENS};
 use super::machine_memory;
-use super::memory_plan::{Budget, MemoryPlan, Part};
-use super::window::Window;
+use super::memory_plan::{Budget, MemoryPlan, Owner, Part, TooLittle};
+use super::window::{Share, Window};
 
 /// What the program takes beside its models: code, threads, tokenizers, the lake's buffers, what speculation knows of
 /// texts (some 32 bytes a token; its guesses are rows of the step, which are planned for).
@@ -18,19 +21,39 @@ pub(super) struct Roles {
     pub(super) generator: bool,
     pub(super) embedder: bool,
     pub(super) reranker: bool,
+    /// Whether it answers over HTTP, and keeps for later requests what earlier ones made.
+    pub(super) serves: bool,
 }
 
 /// Memory, and the generator's window in it.
 #[derive(Debug)]
 pub(super) struct Planned {
+    /// The machine's.
     pub(super) memory: MemoryPlan,
+    /// The device's, where the generator is on one.
+    pub(super) device: Option<MemoryPlan>,
     /// `None` without a generator.
     pub(super) window: Option<Window>,
 }
 
-/// Plans the memory of the models in `roles`. Whether it is enough is for [`MemoryPlan::check`] to say.
+impl Planned {
+    /// Whether all parts fit.
+    ///
+    /// # Errors
+    /// [`TooLittle`] with the table of what does not.
+    pub(super) fn check(&self) -> Result<(), TooLittle> {
+        self.memory.check()?;
+        self.device.as_ref().map_or(Ok(()), MemoryPlan::check)
+    }
+}
+
+/// Plans the memory of the models in `roles`. Whether it is enough is for [`Planned::check`] to say.
 pub(super) fn plan(settings: &Settings, roles: Roles) -> anyhow::Result<Planned> {
-    let budget = Budget { available: machine_memory::available(), utilization: settings.memory_utilization };
+    let budget = Budget {
+        owner: Owner::Machine,
+        available: machine_memory::available(),
+        utilization: settings.memory_utilization,
+    };
     let mut memory = MemoryPlan::new(budget);
     for (wanted, location, role, part) in [
         (roles.embedder, settings.embedder.as_ref().map(|it| &it.location), "embedder", Part::Embedder),
@@ -44,7 +67,7 @@ pub(super) fn plan(settings: &Settings, roles: Roles) -> anyhow::Result<Planned>
     }
     if !roles.generator {
         memory.add(Part::Workspace, PROGRAM);
-        return Ok(Planned { memory, window: None });
+        return Ok(Planned { memory, device: None, window: None });
     }
     let model = settings.need_model()?;
     let source = ModelSource::open(&model.location.path)?;
@@ -54,7 +77,16 @@ pub(super) fn plan(settings: &Settings, roles: Roles) -> anyhow::Result<Planned>
             model.location.path.display()
         );
     };
-    let limits = &settings.engine;
+    if roles.serves {
+        memory.add(Part::Kept, (GRAMMAR_BYTES + RESPONSE_BYTES) as u64);
+    }
+    let place = place(settings.device)?;
+    let (limits, longest) = (&settings.engine, config.max_positions);
+    if !matches!(place, Place::Cpu(_)) {
+        memory.add(Part::Workspace, PROGRAM);
+        let (device, window) = on_device(settings, &source, config, free_memory(&place)?)?;
+        return Ok(Planned { memory, device: Some(device), window: Some(window) });
+    }
     let batched = limits.max_num_batched_tokens;
     let takes = source.footprint(settings.dtype, model.dummy_weights, batched, batched)?;
     memory.add(Part::Weights, (takes.matrices + takes.small) as u64);
@@ -63,17 +95,49 @@ pub(super) fn plan(settings: &Settings, roles: Roles) -> anyhow::Result<Planned>
     let scratch = config.adapter_scratch_bytes(batched, max_rank);
     memory.add(Part::Workspace, (takes.workspace + scratch) as u64 + PROGRAM);
     let block = decoder_kv(config).block_bytes();
-    let (asked, longest) = (limits.max_model_len, config.max_positions);
-    let window = Window::plan(asked, longest, limits.kv_cache_bytes, block, memory.left())?;
+    let left = (memory.left(), Share::Modest);
+    let window = Window::plan(limits.max_model_len, longest, limits.kv_cache_bytes, block, left)?;
     memory.add(Part::KvCache, (window.blocks * block) as u64);
-    Ok(Planned { memory, window: Some(window) })
+    Ok(Planned { memory, device: None, window: Some(window) })
+}
+
+/// The generator's part where it is on a device that has `free` bytes: the cache gets what is left.
+fn on_device(
+    settings: &Settings,
+    source: &ModelSource,
+    config: &DecoderConfig,
+    free: Option<u64>,
+) -> anyhow::Result<(MemoryPlan, Window)> {
+    let limits = &settings.engine;
+    let (asked, longest) = (limits.max_model_len, config.max_positions);
+    let options = device::options(settings, source, Window::longest(asked, longest), None)?;
+    let takes = DeviceDecoder::footprint(config, &options)?;
+    let mut plan = MemoryPlan::new(Budget {
+        owner: Owner::Gpu,
+        available: free,
+        utilization: settings.memory_utilization,
+    });
+    plan.add(Part::Weights, takes.weights as u64);
+    plan.add(Part::Adapters, takes.adapters as u64);
+    plan.add(Part::Workspace, takes.workspace as u64);
+    let window = Window::plan(asked, longest, limits.kv_cache_bytes, takes.block, (plan.left(), Share::All))?;
+    plan.add(Part::KvCache, (window.blocks * takes.block) as u64);
+    Ok((plan, window))
+}
+
+/// Bytes that nobody has taken of a device's memory; `None` for the host's, which is not asked for.
+fn free_memory(place: &Place) -> anyhow::Result<Option<u64>> {
+    match place {
+        Place::Gpu(gpu) => Ok(Some(tarn_kernels::gpu::free_memory(gpu)?)),
+        _ => Ok(None),
+    }
 }
 
 /// The generator's window where it is the only model, or `roles` says what is beside it; refused where it does not fit.
 pub(super) fn window(settings: &Settings, roles: Roles) -> anyhow::Result<Window> {
     settings.need_model()?;
     let planned = plan(settings, Roles { generator: true, ..roles })?;
-    planned.memory.check()?;
+    planned.check()?;
     anyhow::Context::context(planned.window, "a generator has a window: this is a bug")
 }
 

@@ -40,7 +40,7 @@ pub(super) fn run(settings: Settings, args: QueryArgs) -> anyhow::Result<ExitCod
         .map_err(|_| anyhow::anyhow!("--mode is `{}`, but must be vector, text or hybrid", args.mode))?;
     let runtime = super::parts::runtime()?;
     let reranker = settings.reranker.as_ref().filter(|_| args.rerank);
-    let roles = Roles { generator: true, embedder: true, reranker: reranker.is_some() };
+    let roles = Roles { generator: true, embedder: true, reranker: reranker.is_some(), serves: false };
     let window = (!args.no_answer).then(|| super::plan::window(&settings, roles)).transpose()?;
     let (embed, _embed_thread) = super::encoders::embedder(&settings, None, reranker)?;
     let (generator, _engine) = match window {

@@ -8,6 +8,7 @@
 //! Nothing else in Tarn reads the environment or a settings file.
 
 mod byte_size;
+mod device;
 mod error;
 mod lora;
 mod raw;
@@ -15,6 +16,7 @@ mod settings;
 mod speculation;
 
 pub use byte_size::ByteSize;
+pub use device::Device;
 pub use error::ConfigError;
 pub use lora::{LoraModule, LoraSettings};
 pub use raw::RawSettings;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::Deserialize;
 
-use super::{ByteSize, ConfigError, Speculation};
+use super::{ByteSize, ConfigError, Device, Speculation};
 
 macro_rules! raw_settings {
     ($( $(#[doc = $doc:literal])+ $(#[arg($($arg:tt)*)])? $name:ident : $ty:ty ),+ $(,)?) => {
@@ -66,9 +66,13 @@ raw_settings! {
     /// The address to listen on (default: 127.0.0.1:9300).
     #[arg(long, env = "TARN_LISTEN", value_name = "ADDR", global = true)]
     listen: String,
-    /// The element type of weights: auto (as stored), f32, bf16 or f16.
-    #[arg(long, env = "TARN_DTYPE", value_name = "auto|f32|bf16|f16", global = true)]
+    /// The element type of weights: auto (as stored), f32, bf16, f16, or fp8 (e4m3 with a scale a row, in the layers of
+    /// the generator).
+    #[arg(long, env = "TARN_DTYPE", value_name = "auto|f32|bf16|f16|fp8", global = true)]
     dtype: String,
+    /// Where the model generates: auto (a GPU that can be used, else the CPU), cpu, or one GPU (default: auto).
+    #[arg(long, env = "TARN_DEVICE", value_name = "auto|cpu|cuda:N", global = true)]
+    device: Device,
     /// Worker threads that compute (default: all cores).
     #[arg(long, env = "TARN_THREADS", value_name = "N", global = true)]
     threads: usize,
@@ -85,7 +89,8 @@ raw_settings! {
     /// The same in MiB.
     #[arg(long, env = "TARN_KV_CACHE_MB", value_name = "MIB", global = true)]
     kv_cache_mb: usize,
-    /// The part of the machine's (or its control group's) memory that this process may plan with (default: 0.9).
+    /// The part of the machine's (or its control group's) memory, and of what is free on a GPU, that this process may
+    /// plan with (default: 0.9).
     #[arg(long, env = "TARN_MEMORY_UTILIZATION", value_name = "PART", global = true)]
     memory_utilization: f64,
     /// Adapters to load at start: NAME=PATH, `,pinned` keeps one in memory; several with blanks or commas, or vLLM's
@@ -224,6 +229,7 @@ mod tests {
             let merged = read(&format!("speculation = {written}")).expect("merges");
             assert_eq!(merged.speculation, Some(wanted));
         }
+        assert_eq!(read("device = \"cuda:1\"").expect("merges").device, Some(Device::Cuda(1)));
         let message = read("kv-cache-bytes = \"4 apples\"").expect_err("refused").to_string();
         assert!(message.contains("4 apples"), "{message}");
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{ConfigError, LoraSettings, RawSettings};
+use super::{ConfigError, Device, LoraSettings, RawSettings};
 use crate::lake::{FailAction, FailStep, Failpoints};
 use crate::model::DtypeChoice;
 
@@ -31,6 +31,8 @@ pub struct Settings {
     pub retention: Duration,
     /// Where a test wants the process to end.
     pub failpoints: Failpoints,
+    /// Where the generator computes.
+    pub device: Device,
     /// Threads that compute, for each owner thread's team.
     pub threads: usize,
     /// Element type of weights.
@@ -129,11 +131,12 @@ impl Settings {
             "f32" => DtypeChoice::F32,
             "bf16" => DtypeChoice::BF16,
             "f16" => DtypeChoice::F16,
+            "fp8" => DtypeChoice::Fp8,
             other => {
                 return Err(ConfigError::OutOfRange {
                     flag: "dtype",
                     given: other.to_owned(),
-                    expected: "auto, f32, bf16 or f16",
+                    expected: "auto, f32, bf16, f16 or fp8",
                 });
             }
         };
@@ -187,6 +190,7 @@ impl Settings {
             lake: raw.lake.clone().unwrap_or_else(|| PathBuf::from("lake")),
             retention: Duration::from_secs(u64::from(raw.retention_days.unwrap_or(7)) * 86_400),
             failpoints: failpoints(raw.failpoint.as_deref())?,
+            device: raw.device.unwrap_or_default(),
             threads,
             dtype,
             engine: EngineSettings::resolve(&raw)?,

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::Semaphore;
 
-use crate::model::Encoder;
+use crate::model::{DeviceEncoder, Encoder};
 use crate::text::Tokenizer;
 
 use super::handle::{EmbedError, EmbedHandle, EmbedderInfo, Job, MAX_WAITING, Network, Priority, Shared};
@@ -22,7 +22,7 @@ pub struct EmbedConfig {
     pub max_batch_tokens: usize,
 }
 
-/// What computes vectors: an [`Encoder`], or a fake in tests.
+/// What computes vectors: an [`Encoder`], a [`DeviceEncoder`], or a fake in tests.
 pub trait PooledEncoder {
     /// Vectors `[sequences, dim]` of the sequences `cu_seqlens[i]..cu_seqlens[i + 1]` of `ids`, into `out`.
     ///
@@ -46,6 +46,12 @@ impl PooledEncoder for Encoder {
 
     fn forward_bulk(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
         Encoder::forward_bulk(self, ids, cu_seqlens, out).map_err(|error| error.to_string())
+    }
+}
+
+impl PooledEncoder for DeviceEncoder {
+    fn forward(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
+        DeviceEncoder::forward(self, ids, cu_seqlens, out).map_err(|error| error.to_string())
     }
 }
 

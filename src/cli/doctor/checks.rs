@@ -10,19 +10,20 @@ use crate::config::{ModelLocation, Settings};
 use crate::model::{ModelConfig, ModelSource, level_name};
 use crate::text::ChatTemplate;
 
-use super::super::memory_plan::MemoryPlan;
-use super::super::plan::{Roles, plan};
+use super::super::device::{NoPlace, Place, place};
+use super::super::plan::{Planned, Roles, plan};
 use super::super::tokenizers::tokenizer;
 use super::super::{adapters, encoders};
 
 /// Open files below which many connections and a large lake run out of them.
 const OPEN_FILES: u64 = 4096;
 
-/// All checks, and the memory plan where the models' files allow one.
-pub(super) fn all(settings: &Settings) -> (Vec<Check>, Option<MemoryPlan>) {
+/// All checks, and the memory plans where the models' files allow one.
+pub(super) fn all(settings: &Settings) -> (Vec<Check>, Option<Planned>) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut checks = vec![
         cpu(level_name()),
+        device(place(settings.device)),
         threads(settings.threads, cores),
         open_files(rustix::process::getrlimit(rustix::process::Resource::Nofile).current),
         lake(&settings.lake),
@@ -39,18 +40,18 @@ pub(super) fn all(settings: &Settings) -> (Vec<Check>, Option<MemoryPlan>) {
     if let Some(reranker) = &settings.reranker {
         checks.push(encoder("reranker", &reranker.location));
     }
-    let roles = Roles { generator: settings.model.is_some(), embedder: true, reranker: true };
+    let roles = Roles { generator: settings.model.is_some(), embedder: true, reranker: true, serves: true };
     match plan(settings, roles) {
         Ok(planned) => {
             checks.push(Check::of(
                 "memory",
-                planned.memory.check().map(|()| "enough".to_owned()).map_err(|_| {
+                planned.check().map(|()| "enough".to_owned()).map_err(|_| {
                     anyhow::anyhow!(
                         "too little: make a part of the table smaller by its setting, or raise --memory-utilization"
                     )
                 }),
             ));
-            (checks, Some(planned.memory))
+            (checks, Some(planned))
         }
         // What kept the plan from being made is said of the model above.
         Err(error) => {
@@ -67,6 +68,11 @@ fn cpu(level: &str) -> Check {
         }
         level => Check::ok("cpu", level),
     }
+}
+
+/// A machine without a GPU is well: that is what `auto` is for.
+fn device(place: Result<Place, NoPlace>) -> Check {
+    Check::of("device", place.map(|place| place.to_string()).map_err(anyhow::Error::from))
 }
 
 fn threads(threads: usize, cores: usize) -> Check {
@@ -255,7 +261,7 @@ mod tests {
         let health = |name: &str| checks.iter().find(|check| check.name == name).map(|check| check.health);
         assert_eq!(health("model"), Some(Health::Fail));
         assert_eq!(health("embedder"), Some(Health::Fail));
-        assert_eq!((health("memory"), memory), (Some(Health::Fail), None));
+        assert_eq!((health("memory"), memory.is_none()), (Some(Health::Fail), true));
         assert_eq!(health("reranker"), None);
     }
 }
