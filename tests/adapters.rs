@@ -50,7 +50,7 @@ impl Bench {
         chunk: usize,
         adapter: Option<usize>,
     ) -> Vec<Vec<f32>> {
-        let mut part = Part { new: Vec::new(), cached: 0, lane: 77, adapter };
+        let mut part = Part { new: Vec::new(), cached: 0, table: forward::lane(77), adapter };
         let mut out: Vec<Vec<f32>> = Vec::new();
         for new in prompt.chunks(chunk) {
             part.cached += part.new.len();
@@ -91,7 +91,7 @@ impl Bench {
                 parts.push(Part {
                     new: pairs[at].0.clone(),
                     cached: 0,
-                    lane: at as u32,
+                    table: forward::lane(at as u32),
                     adapter: pairs[at].1,
                 });
             }

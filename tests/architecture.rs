@@ -30,7 +30,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("config", &["customers", "embed", "engine", "ingest", "lake", "model", "rag", "server"]),
     ("server", &["customers", "embed", "engine", "ingest", "lake", "rag", "text"]),
-    ("rag", &["embed", "engine", "lake", "text"]),
+    ("rag", &["customers", "embed", "engine", "lake", "text"]),
     ("ingest", &["customers", "embed", "lake", "text"]),
     ("engine", &["model"]),
     ("embed", &["model", "text"]),

@@ -43,12 +43,13 @@ fn a_healthy_setup_is_ok_and_its_memory_is_planned_by_part() {
         let checks = report["checks"].as_array().expect("checks");
         checks.iter().find(|check| check["name"] == name).map(|check| check["status"].clone())
     };
-    for name in ["model", "tokenizer", "embedder", "reranker", "lake", "port", "memory"] {
+    for name in ["device", "model", "tokenizer", "embedder", "reranker", "lake", "port", "memory"] {
         assert_eq!(status(name), Some(json!("ok")), "{name} in {report:#}");
     }
     assert_eq!(status("template"), Some(json!("warn")), "a base model has none");
     let memory = &report["memory"];
     assert_eq!(memory["parts"]["kv_cache"], 1 << 20);
+    assert_eq!(memory["parts"]["kept"], (128 + 64) << 20, "responses and grammars");
     // Two adapters of rank 4: A and B of q, k, v, o, gate, up, down in f32; in panels, ranks are padded to 16.
     let bare = 2 * 4 * 4 * (4 * (32 + 32) + 3 * (32 + 48));
     let adapters = memory["parts"]["adapters"].as_u64().expect("a number");
@@ -85,5 +86,75 @@ fn adapters_that_cannot_be_meant_are_refused_at_start() {
         let output = models(dir.path()).args(["serve", "--lora-modules", typed]).output().expect("runs");
         assert_eq!(output.status.code(), Some(1), "{typed}");
         assert!(said(&output).contains(words), "{typed}: {}", said(&output));
+    }
+}
+
+/// Of a program without GPU support, which is what tests build; the words for every other lack are the kernels' own.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_gpu_that_is_asked_for_and_not_there_is_refused_and_otherwise_the_cpu_is_taken_in_words() {
+    let dir = tempfile::tempdir().expect("dir");
+    let output = models(dir.path()).arg("doctor").output().expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    assert!(
+        said(&output).contains("the CPU: this program was built without GPU support"),
+        "{}",
+        said(&output)
+    );
+    for command in [&["doctor"][..], &["serve"], &["generate", "x"], &["gpu-check"]] {
+        let output = models(dir.path()).args(command).args(["--device", "cuda:0"]).output().expect("runs");
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {}", said(&output));
+        for words in ["--device cuda:0", "make cuda"] {
+            assert!(said(&output).contains(words), "{command:?}: {}", said(&output));
+        }
+    }
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn on_a_device_the_generator_has_a_plan_of_its_own_and_generates() {
+    let dir = tempfile::tempdir().expect("dir");
+    let output =
+        models(dir.path()).args(["doctor", "--json", "--device", "emulated"]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("json");
+    let (machine, device) = (&report["memory"]["parts"], &report["device_memory"]["parts"]);
+    assert_eq!((&machine["weights"], &machine["kv_cache"]), (&Value::Null, &Value::Null), "{report:#}");
+    // Keys and values of a layer in bf16: blocks of 16 tokens, 2 heads of 16.
+    let cache = device["kv_cache"].as_u64().expect("a number");
+    assert!(cache > 0 && cache % (2 * 16 * 2 * 16 * 2) == 0, "{cache}");
+    // Small buffers take 512 bytes each: one table, rotations, norms, and six matrices.
+    let weights = device["weights"].as_u64().expect("a number");
+    let bare = 2 * (128 * 32 + 4 * 32 * 32 + 3 * 32 * 48) + 4 * (512 * 16 + 3 * 32);
+    assert!((bare..bare + 10 * 512).contains(&weights), "{weights} bytes, {bare} without padding");
+    let output = models(dir.path())
+        .args(["generate", "--device", "emulated", "--max-tokens", "3", "a b"])
+        .output()
+        .expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+}
+
+#[cfg(feature = "emulator")]
+#[test]
+fn a_check_of_a_gpu_runs_on_the_emulator_and_keeps_what_other_sections_found() {
+    let dir = tempfile::tempdir().expect("dir");
+    let file = dir.path().join("report.json");
+    let check = |section: &str| {
+        let output = std::process::Command::new(super::support::TARN)
+            .args(["gpu-check", "--device", "emulated", "--only", section, "--json"])
+            .arg(&file)
+            .output()
+            .expect("runs");
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        let text = std::fs::read_to_string(&file).expect("a report");
+        serde_json::from_str::<Value>(&text).expect("json")
+    };
+    check("decode");
+    let report = check("prefill");
+    for (section, op) in [("decode", "paged_decode"), ("prefill", "paged_prefill")] {
+        let ops = report[section]["ops"].as_array().expect("ops");
+        let found = ops.iter().find(|one| one["op"] == op).expect(op);
+        assert!(found["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{found}");
+        assert!(report[section]["ceilings"]["bytes_per_second"].as_f64().is_some_and(|rate| rate > 0.0));
     }
 }

@@ -124,7 +124,15 @@ impl Engine {
             let kv = KvCache::new(decoder.kv_spec(), blocks).map_err(|error| error.to_string())?;
             Ok(Runner { inner: ModelRunner::new(decoder, kv, WINDOW), fails })
         };
-        let (handle, thread) = start(build.config, make).expect("starts");
+        Engine::start_with(build.config, make)
+    }
+
+    /// An engine on the runner that `make` makes.
+    pub(crate) fn start_with<R: StepRunner + 'static>(
+        config: EngineConfig,
+        make: impl FnOnce() -> Result<R, String> + Send + 'static,
+    ) -> Engine {
+        let (handle, thread) = start(config, make).expect("starts");
         Engine { handle, _thread: thread }
     }
 

@@ -37,58 +37,87 @@ pub(crate) struct Part {
     pub(crate) new: Vec<u32>,
     /// Tokens before them.
     pub(crate) cached: usize,
-    /// Which 16 of the 1024 blocks are the sequence's.
-    pub(crate) lane: u32,
+    /// Its cache blocks, as many as it may need.
+    pub(crate) table: Vec<u32>,
     /// Index into the adapters.
     pub(crate) adapter: Option<usize>,
 }
 
-/// One step; returns the last row of logits of each part. Adapters are passed as the engine does: those in use, none
-/// for none.
+/// Which 16 of 1024 blocks are a sequence's: scattered, so that a mix-up of tables shows.
+pub(crate) fn lane(at: u32) -> Vec<u32> {
+    (0..16).map(|block| (block * 37 + at * 5 + 3) % 1024).collect()
+}
+
+/// What a step feeds a decoder.
+#[derive(Default)]
+pub(crate) struct Arrays {
+    pub(crate) ids: Vec<u32>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
+    sequences: Vec<SeqSpan>,
+    tables: Vec<u32>,
+    adapters: Vec<Arc<LoraAdapter>>,
+    adapter_of: Vec<u32>,
+    /// The last row of each part.
+    pub(crate) last_rows: Vec<u32>,
+}
+
+impl Arrays {
+    /// Adapters are passed as the engine does: those in use, none for none.
+    pub(crate) fn new(all: &[Arc<LoraAdapter>], parts: &[Part]) -> Arrays {
+        let mut used: Vec<usize> = parts.iter().filter_map(|part| part.adapter).collect();
+        used.sort_unstable();
+        used.dedup();
+        let mut to =
+            Arrays { adapters: used.iter().map(|at| all[*at].clone()).collect(), ..Arrays::default() };
+        for part in parts {
+            to.sequences.push(SeqSpan {
+                query_start: to.ids.len() as u32,
+                query_len: part.new.len() as u32,
+                context_len: (part.cached + part.new.len()) as u32,
+                table_start: to.tables.len() as u32,
+            });
+            let slot = used.iter().position(|at| Some(*at) == part.adapter);
+            for (at, id) in part.new.iter().enumerate() {
+                let position = part.cached + at;
+                to.ids.push(*id);
+                to.positions.push(position as u32);
+                to.slots.push(part.table[position / 16] * 16 + (position % 16) as u32);
+                if !used.is_empty() {
+                    to.adapter_of.push(slot.map_or(NO_ADAPTER, |slot| slot as u32));
+                }
+            }
+            to.tables.extend(&part.table);
+            to.last_rows.push(to.ids.len() as u32 - 1);
+        }
+        to
+    }
+
+    /// The step, with the logits of `rows` wanted.
+    pub(crate) fn batch<'a>(&'a self, rows: &'a [u32]) -> ForwardBatch<'a> {
+        ForwardBatch {
+            input_ids: &self.ids,
+            positions: &self.positions,
+            slot_mapping: &self.slots,
+            sequences: &self.sequences,
+            block_tables: &self.tables,
+            logits_rows: rows,
+            adapters: &self.adapters,
+            adapter_of: &self.adapter_of,
+        }
+    }
+}
+
+/// One step; returns the last row of logits of each part.
 pub(crate) fn step(
     decoder: &mut Decoder,
     kv: &mut KvCache,
     all: &[Arc<LoraAdapter>],
     parts: &[Part],
 ) -> Vec<Vec<f32>> {
-    let mut used: Vec<usize> = parts.iter().filter_map(|part| part.adapter).collect();
-    used.sort_unstable();
-    used.dedup();
-    let adapters: Vec<_> = used.iter().map(|at| all[*at].clone()).collect();
-    let (mut ids, mut positions, mut slots, mut of) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let (mut spans, mut tables, mut rows) = (Vec::new(), Vec::new(), Vec::new());
-    for part in parts {
-        spans.push(SeqSpan {
-            query_start: ids.len() as u32,
-            query_len: part.new.len() as u32,
-            context_len: (part.cached + part.new.len()) as u32,
-            table_start: tables.len() as u32,
-        });
-        // Scattered blocks, so that a mix-up of tables shows.
-        let table: Vec<u32> = (0..16).map(|block| (block * 37 + part.lane * 5 + 3) % 1024).collect();
-        let slot = used.iter().position(|at| Some(*at) == part.adapter);
-        for (at, id) in part.new.iter().enumerate() {
-            let position = part.cached + at;
-            ids.push(*id);
-            positions.push(position as u32);
-            slots.push(table[position / 16] * 16 + (position % 16) as u32);
-            of.push(slot.map_or(NO_ADAPTER, |slot| slot as u32));
-        }
-        tables.extend(table);
-        rows.push(ids.len() as u32 - 1);
-    }
-    let batch = ForwardBatch {
-        input_ids: &ids,
-        positions: &positions,
-        slot_mapping: &slots,
-        sequences: &spans,
-        block_tables: &tables,
-        logits_rows: &rows,
-        adapters: &adapters,
-        adapter_of: if adapters.is_empty() { &[] } else { &of },
-    };
-    let logits = decoder.forward(&batch, kv).expect("forward");
-    (0..rows.len()).map(|row| logits.row(row).to_vec()).collect()
+    let arrays = Arrays::new(all, parts);
+    let logits = decoder.forward(&arrays.batch(&arrays.last_rows), kv).expect("forward");
+    (0..parts.len()).map(|row| logits.row(row).to_vec()).collect()
 }
 
 pub(crate) fn argmax(row: &[f32]) -> u32 {

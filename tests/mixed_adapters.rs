@@ -15,12 +15,16 @@ const ADAPTERS: usize = 8;
 
 const MAX_RANK: usize = 8;
 
-/// Writes a PEFT folder with an update of attention, router and experts of the tiny Mixtral.
-fn write_adapter(dir: &Path, seed: usize) {
+/// Writes a PEFT folder with an update of attention, router and `experts` experts of the tiny Mixtral, of those modules
+/// that `has` keeps.
+pub(crate) fn write_adapter(dir: &Path, seed: usize, experts: usize, has: impl Fn(&str) -> bool) {
     let rank = seed % MAX_RANK + 1;
     let mut shapes: Vec<(String, [usize; 2])> = Vec::new();
     for layer in 0..2 {
         let mut add = |module: String, out: usize, inner: usize| {
+            if !has(&module) {
+                return;
+            }
             let name = format!("base_model.model.model.layers.{layer}.{module}");
             shapes.push((format!("{name}.lora_A.weight"), [rank, inner]));
             shapes.push((format!("{name}.lora_B.weight"), [out, rank]));
@@ -28,8 +32,8 @@ fn write_adapter(dir: &Path, seed: usize) {
         for (part, out) in [("q", 64), ("k", 32), ("v", 32), ("o", 64)] {
             add(format!("self_attn.{part}_proj"), out, 64);
         }
-        add("block_sparse_moe.gate".to_owned(), 8, 64);
-        for expert in 0..8 {
+        add("block_sparse_moe.gate".to_owned(), experts, 64);
+        for expert in 0..experts {
             for (part, out, inner) in [("w1", 96, 64), ("w2", 64, 96), ("w3", 96, 64)] {
                 add(format!("block_sparse_moe.experts.{expert}.{part}"), out, inner);
             }
@@ -100,7 +104,7 @@ fn visit(engine: &Engine, adapters: &Adapters, dir: &Path, seed: usize, ask: &As
 fn eight_adapters_and_the_base_in_one_batch_answer_as_each_does_alone_while_others_come_and_go() {
     let dir = tempfile::tempdir().expect("dir");
     write_model(dir.path(), &tiny("mixtral"), 1);
-    (0..ADAPTERS + 2).for_each(|seed| write_adapter(&dir.path().join(name(seed)), seed));
+    (0..ADAPTERS + 2).for_each(|seed| write_adapter(&dir.path().join(name(seed)), seed, 8, |_| true));
     let adapters = registry(dir.path());
     let source = ModelSource::open(dir.path()).expect("opens");
     let ModelConfig::Decoder(config) = source.config() else { panic!("a decoder") };

@@ -8,7 +8,7 @@ fn step(decoder: &mut Decoder, kv: &mut KvCache, parts: &[(Vec<u32>, usize, u32)
     let part = |(new, cached, lane): &(Vec<u32>, usize, u32)| Part {
         new: new.clone(),
         cached: *cached,
-        lane: *lane,
+        table: forward::lane(*lane),
         adapter: None,
     };
     forward::step(decoder, kv, &[], &parts.iter().map(part).collect::<Vec<_>>())
@@ -148,11 +148,11 @@ fn chunk_nll(decoder: &mut Decoder, kv: &mut KvCache, ids: &[u32]) -> f64 {
     (0..ids.len() - 1).map(nll).sum()
 }
 
-/// Perplexity of `golden/perplexity.txt` as `golden/perplexity.py` defines it.
-fn perplexity(path: &std::path::Path, ids: &[u32]) -> f64 {
+/// Perplexity of `golden/perplexity.txt` as `golden/perplexity.py` defines it, with weights of type `dtype`.
+fn perplexity(path: &std::path::Path, dtype: DtypeChoice, ids: &[u32]) -> f64 {
     let source = ModelSource::open(path).expect("opens");
     let options = LoadOptions {
-        dtype: DtypeChoice::Auto,
+        dtype,
         max_num_batched_tokens: 512,
         max_num_seqs: 512,
         dummy_weights: false,
@@ -175,22 +175,40 @@ struct Perplexity {
 #[derive(serde::Deserialize)]
 struct PerplexityResult {
     model: String,
+    dtype: String,
     engine: String,
     perplexity: f64,
 }
 
+fn perplexity_golden() -> Perplexity {
+    serde_json::from_str(include_str!("golden/perplexity.json")).expect("golden")
+}
+
 #[test]
-fn perplexity_is_that_of_transformers_in_f32_and_of_llama_cpp_in_q8_0() {
-    let golden: Perplexity = serde_json::from_str(include_str!("golden/perplexity.json")).expect("golden");
+fn perplexity_is_that_of_transformers_in_f32_and_fp8_and_of_llama_cpp_in_q8_0() {
+    let golden = perplexity_golden();
     for wanted in &golden.results {
         let Some(path) = model(&wanted.model) else { return };
-        let ratio = perplexity(&path, &golden.ids) / wanted.perplexity;
+        let dtype = if wanted.dtype == "fp8" { DtypeChoice::Fp8 } else { DtypeChoice::Auto };
+        let ratio = perplexity(&path, dtype, &golden.ids) / wanted.perplexity;
         println!(
-            "{}: {:.4} by {}, Tarn's over it {ratio:.5}",
-            wanted.model, wanted.perplexity, wanted.engine
+            "{} {}: {:.4} by {}, Tarn's over it {ratio:.5}",
+            wanted.model, wanted.dtype, wanted.perplexity, wanted.engine
         );
         let within = if wanted.model.ends_with(".gguf") { 5e-3 } else { 1e-4 };
-        assert!((ratio - 1.0).abs() < within, "{}: {ratio}", wanted.model);
+        assert!((ratio - 1.0).abs() < within, "{} {}: {ratio}", wanted.model, wanted.dtype);
+    }
+}
+
+#[test]
+fn fp8_weights_cost_less_than_a_percent_of_perplexity() {
+    let golden = perplexity_golden();
+    for name in ["smollm2-f32", "talking-mixtral"] {
+        let Some(path) = model(name) else { return };
+        let [bf16, fp8] =
+            [DtypeChoice::BF16, DtypeChoice::Fp8].map(|dtype| perplexity(&path, dtype, &golden.ids));
+        println!("{name}: {fp8:.4} with fp8 weights, {bf16:.4} with bf16, ratio {:.5}", fp8 / bf16);
+        assert!((fp8 / bf16 - 1.0).abs() < 0.01, "{name}: {fp8} beside {bf16}");
     }
 }
 

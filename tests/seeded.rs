@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use tarn::model::{
     Decoder, DtypeChoice, Encoder, Exec, ForwardBatch, KvCache, LoadOptions, ModelConfig, ModelSource,
@@ -12,27 +13,27 @@ use tarn::model::{
 use super::support::write_model;
 
 #[derive(Deserialize)]
-struct Golden {
+pub(super) struct Golden {
     decoders: BTreeMap<String, Model>,
-    encoders: BTreeMap<String, Model>,
+    pub(super) encoders: BTreeMap<String, Model>,
 }
 
 #[derive(Deserialize)]
-struct Model {
-    config: Value,
-    rows: Vec<Row>,
+pub(super) struct Model {
+    pub(super) config: Value,
+    pub(super) rows: Vec<Row>,
 }
 
 #[derive(Deserialize)]
-struct Row {
-    ids: Vec<u32>,
+pub(super) struct Row {
+    pub(super) ids: Vec<u32>,
     #[serde(default)]
     logits: Vec<f32>,
     #[serde(default)]
-    vector: Vec<f32>,
+    pub(super) vector: Vec<f32>,
 }
 
-fn golden() -> Golden {
+pub(super) fn golden() -> Golden {
     serde_json::from_str(include_str!("golden/seeded.json")).expect("golden")
 }
 
@@ -96,16 +97,21 @@ fn decoders_of_every_family_give_the_logits_of_transformers() {
     }
 }
 
+/// The encoder `name`, which says how it pools.
+pub(super) fn write_encoder(dir: &Path, name: &str, model: &Model) -> ModelSource {
+    write_model(dir, &model.config, 1);
+    let cls = name.ends_with("cls");
+    std::fs::create_dir(dir.join("1_Pooling")).expect("folder");
+    let pooling = serde_json::json!({"pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": !cls});
+    std::fs::write(dir.join("1_Pooling/config.json"), pooling.to_string()).expect("writes");
+    ModelSource::open(dir).expect("opens")
+}
+
 #[test]
 fn encoders_give_the_vectors_of_transformers_alone_and_in_a_batch() {
     for (name, model) in golden().encoders {
         let dir = tempfile::tempdir().expect("dir");
-        write_model(dir.path(), &model.config, 1);
-        let cls = name.ends_with("cls");
-        std::fs::create_dir(dir.path().join("1_Pooling")).expect("folder");
-        let pooling = serde_json::json!({"pooling_mode_cls_token": cls, "pooling_mode_mean_tokens": !cls});
-        std::fs::write(dir.path().join("1_Pooling/config.json"), pooling.to_string()).expect("writes");
-        let source = ModelSource::open(dir.path()).expect("opens");
+        let source = write_encoder(dir.path(), &name, &model);
         let mut encoder = Encoder::load(&source, options(2)).expect("loads");
         let mut alone = Vec::new();
         let mut vector = Vec::new();
@@ -159,7 +165,7 @@ fn what_a_model_takes_is_known_before_it_is_loaded() {
     };
     let golden = golden();
     for (name, model) in golden.decoders.iter().chain(&golden.encoders) {
-        for dtype in [DtypeChoice::Auto, DtypeChoice::F16] {
+        for dtype in [DtypeChoice::Auto, DtypeChoice::F16, DtypeChoice::Fp8] {
             exact(name, &model.config, dtype);
         }
     }

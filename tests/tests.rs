@@ -6,6 +6,10 @@ mod bad_input;
 mod constraints;
 mod corpora;
 mod crash;
+#[cfg(feature = "emulator")]
+mod device_decoder;
+#[cfg(feature = "emulator")]
+mod device_encoder;
 mod doctor;
 mod engines;
 mod forward;

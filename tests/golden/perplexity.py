@@ -1,7 +1,10 @@
 """Perplexity of perplexity.txt: by llama.cpp for a GGUF, by transformers for a Hugging Face folder.
 
-    python perplexity.py smollm2-f32 smollm2.Q8_0.gguf perplexity.txt > perplexity.json
+    python perplexity.py smollm2-f32 fp8:smollm2-f32 smollm2.Q8_0.gguf perplexity.txt > perplexity.json
         (transformers 5.24.0, torch 2.15.0, f32, eager attention; llama-cpp-python, CPU, f16 cache)
+
+With `fp8:` in front, the matrices of the layers (all linear ones but the head) are rounded to torch.float8_e4m3fn and
+back, each row with the scale that makes its largest weight 448, and everything is computed in f32.
 
 The whole text is tokenised at once as UTF-8, exactly as it lies on disk (the last newline included), without BOS or
 EOS and without reading special tokens out of the text. The ids are cut into consecutive chunks of 512; a last, shorter
@@ -48,7 +51,15 @@ def llama_cpp(model, text):
     return ids, logits, f"llama-cpp-python {llama_cpp.__version__}"
 
 
-def transformers(folder, text):
+def fp8(weight):
+    """`weight` [n, k] as codes with a scale a row, and back."""
+    import torch
+
+    scale = weight.abs().amax(dim=1, keepdim=True) / 448
+    return (weight / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+def transformers(folder, text, rounded):
     import tokenizers
     import torch
     import transformers
@@ -58,6 +69,9 @@ def transformers(folder, text):
     ids = tokenizer.encode(text.decode("utf-8"), add_special_tokens=False).ids
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
                                                               attn_implementation="eager").eval()
+    for name, module in model.named_modules():
+        if rounded and "layers." in name and isinstance(module, torch.nn.Linear):
+            module.weight.data = fp8(module.weight.data)
 
     def logits(chunk):
         with torch.no_grad():
@@ -74,13 +88,14 @@ def main():
     with open(arguments.text, "rb") as file:
         text = file.read()
     golden, results = None, []
-    for model in arguments.models:
-        ids, logits, engine = (transformers if os.path.isdir(model) else llama_cpp)(model, text)
+    for given in arguments.models:
+        model, rounded = given.removeprefix("fp8:"), given.startswith("fp8:")
+        ids, logits, engine = transformers(model, text, rounded) if os.path.isdir(model) else llama_cpp(model, text)
         golden = golden or ids
         assert ids == golden, f"{model} tokenises the text in another way"
         values = np.concatenate([nll(logits(chunk), chunk) for chunk in chunks(ids)])
-        results.append({"model": os.path.basename(model.rstrip("/")), "engine": engine,
-                        "perplexity": round(float(np.exp(values.mean())), 6)})
+        results.append({"model": os.path.basename(model.rstrip("/")), "dtype": "fp8" if rounded else "auto",
+                        "engine": engine, "perplexity": round(float(np.exp(values.mean())), 6)})
     print(json.dumps({"generator": "perplexity.py", "results": results, "ids": golden}, separators=(",", ":")))
 
 
