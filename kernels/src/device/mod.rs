@@ -104,3 +104,26 @@ fn packs_of_rows(
     let grid = [extent(op, "rows", max_rows)?, extent(op, "a width", packs.div_ceil(threads))?, 1];
     Ok(Launch::new(kernel, grid, threads, 0))
 }
+
+/// A block for each row, whose threads keep it in registers: up to four packs of 16 bytes each (`kPacks`), or of one element
+/// where `h` is no whole number of packs.
+fn a_block_a_row(
+    op: &'static str,
+    dtype: DType,
+    max_rows: usize,
+    h: usize,
+    wide: [&'static str; 3],
+    odd: [&'static str; 3],
+) -> Result<Launch> {
+    const PACKS: usize = 4;
+    let elements = 16 / dtype.size();
+    let (names, width) = if h.is_multiple_of(elements) { (wide, elements) } else { (odd, 1) };
+    let packs = h.div_ceil(width);
+    // A warp at least; as many as leave a thread one pack, up to the largest block.
+    let threads = packs.next_multiple_of(32).clamp(32, 1024);
+    if packs > threads * PACKS || h == 0 {
+        return Err(KernelError::Unsupported { op, what: "a width", value: h });
+    }
+    let kernel = by_type(op, dtype, names.map(Some))?;
+    Ok(Launch::new(kernel, [extent(op, "rows", max_rows)?, 1, 1], threads, 0))
+}
