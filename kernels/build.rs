@@ -7,7 +7,8 @@
 //! For the host a library per mode goes to `OUT_DIR`: `plain.so` compares values, `checked.so` also sees every access to memory
 //! (the compiler's `-fsanitize=thread` calls, which `kernels/emu/tsan.cpp` answers; the sanitizer's library is not
 //! linked). What compiled them is left beside them, so that the tests can compile a kernel with a fault in it. With both
-//! features there is also `driver.so`, a stand-in for the CUDA driver on the emulator.
+//! features there are also `driver.so`, a stand-in for the CUDA driver on the emulator, and `blas.so`, one for cuBLASLt on
+//! that driver.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -112,7 +113,12 @@ mod emulator {
         if cfg!(feature = "cuda") && !checked {
             // Found where somebody opens the driver, once it is loaded.
             objects.extend(base().opt_level(2).file("emu/driver.cpp").compile_intermediates());
-            link(tool.path(), &objects, &out.join("driver.so"), "libcuda.so");
+            let driver = out.join("driver.so");
+            link(tool.path(), &objects, &driver, "libcuda.so");
+            // The same for cuBLASLt. It needs the driver by its name, which is there by then.
+            let mut blas = base().opt_level(2).file("emu/blas.cpp").compile_intermediates();
+            blas.push(driver);
+            link(tool.path(), &blas, &out.join("blas.so"), "libcublasLt.so");
         }
     }
 

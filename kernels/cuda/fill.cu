@@ -1,5 +1,6 @@
-// out[i] = a value of -scale..scale from a hash of i and the seed (SplitMix64's finaliser).
-#include "device.cuh"
+// Values of -scale..scale from a hash of their number and the seed (SplitMix64's finaliser); as fp8, their codes. Value i
+// is out[i / run * pitch + i % run]: runs stand apart where those of another matrix have their places between them.
+#include "fp8.cuh"
 
 __device__ __forceinline__ float value_at(uint64_t at, uint64_t seed) {
     uint64_t z = at + seed * 0x9e3779b97f4a7c15ull + 0x9e3779b97f4a7c15ull;
@@ -11,25 +12,30 @@ __device__ __forceinline__ float value_at(uint64_t at, uint64_t seed) {
 }
 
 template <class T>
-__device__ __forceinline__ void fill(T* __restrict__ out,  // [len]
-                                     uint64_t len, uint64_t seed, float scale) {
+__device__ __forceinline__ void fill(T* __restrict__ out,  // [len / run, pitch], of which the first run of each row
+                                     uint64_t len, uint64_t run, uint64_t pitch, uint64_t seed, float scale) {
     constexpr uint64_t W = kWide<T>;
     const uint64_t stride = uint64_t(gridDim.x) * blockDim.x * W;
     for (uint64_t at = (uint64_t(blockIdx.x) * blockDim.x + threadIdx.x) * W; at < len; at += stride) {
+        // A run that is followed by another one is whole packs.
+        T* to = out + at / run * pitch + at % run;
         if (at + W <= len) {
             Pack<T, W> pack;
 #pragma unroll
             for (uint64_t i = 0; i < W; i++) pack.at[i] = from_f32<T>(value_at(at + i, seed) * scale);
-            store(out + at, pack);
+            store(to, pack);
         } else {
-            for (uint64_t i = at; i < len; i++) out[i] = from_f32<T>(value_at(i, seed) * scale);
+            for (uint64_t i = at; i < len; i++) to[i - at] = from_f32<T>(value_at(i, seed) * scale);
         }
     }
 }
 
-#define FILL(name, T) \
-    KERNEL(256, name, T* out, uint64_t len, uint64_t seed, float scale) { fill<T>(out, len, seed, scale); }
+#define FILL(name, T)                                                                                     \
+    KERNEL(256, name, T* out, uint64_t len, uint64_t run, uint64_t pitch, uint64_t seed, float scale) { \
+        fill<T>(out, len, run, pitch, seed, scale);                                                       \
+    }
 
 FILL(fill_bf16, bf16)
 FILL(fill_f16, f16)
 FILL(fill_f32, float)
+FILL(fill_fp8, fp8)

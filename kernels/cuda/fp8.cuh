@@ -7,6 +7,17 @@ struct fp8 {
     uint8_t code;
 };
 
+// The code nearest to a value of at most ±448, the even one of two.
+template <>
+__device__ __forceinline__ fp8 from_f32<fp8>(float value) {
+    const uint32_t bits = __float_as_uint(value), magnitude = bits & 0x7fffffffu;
+    // Below 2^-6 codes are multiples of 2^-9; from there on they are a float's first bits, with another bias.
+    const uint32_t code = magnitude < 0x3c800000u
+                              ? uint32_t(rintf(fabsf(value) * 512.0f))
+                              : ((magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20) - (120u << 3);
+    return {uint8_t(code | ((bits >> 24) & 0x80u))};
+}
+
 // Both elements of a register times a power of two, `by` in both halves.
 #ifdef TARN_EMULATED
 template <class T>

@@ -3,6 +3,7 @@
 // It is as strict as a driver may be. Nothing that is queued runs before something waits for it, so that memory which is
 // changed too early is seen; a copy's host memory must be pinned; a thread must have entered the context; what a capture
 // may not contain fails; a dynamic shared size must have been allowed; and what is not given back ends the process.
+// blas.cpp queues its products here.
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -11,6 +12,7 @@
 #include <mutex>
 #include <set>
 
+#include "driver.h"
 #include "machine.h"
 
 #define DRIVER(name, ...) extern "C" __attribute__((visibility("default"))) int name(__VA_ARGS__)
@@ -31,10 +33,13 @@ enum : int {
 constexpr int kMaxDynamicShared = 8;
 constexpr int kSharedUnasked = 48 * 1024, kSharedMost = 163 * 1024;
 constexpr int kModules = 64;
+// The lower, the sooner.
+constexpr int kLeastPriority = 0, kGreatestPriority = -5;
 
 using Work = std::function<int()>;
 
 struct Stream {
+    int priority = 0;
     std::deque<Work> queue;
     bool capturing = false;
     std::vector<Work> captured;
@@ -129,6 +134,38 @@ int drop(T* handle) {
 
 }  // namespace
 
+namespace driver {
+
+bool entered() {
+    Held held;
+    return ::entered == &context && retained > 0 && failure == kSuccess;
+}
+bool holds(const void* at, size_t bytes) {
+    Held held;
+    return is_device(reinterpret_cast<unsigned long long>(at), bytes);
+}
+bool queue(void* stream, std::function<bool()> work) {
+    Held held;
+    auto* to = static_cast<Stream*>(stream);
+    if (!entered() || streams.count(to) == 0) return false;
+    return enqueue(to, [work] { return work() ? kSuccess : kLaunchFailed; }, true) == kSuccess;
+}
+bool fail(const std::string& what) { return said = what, false; }
+void keep(void* handle) {
+    Held held;
+    handles.insert(handle);
+}
+bool keeps(const void* handle) {
+    Held held;
+    return handles.count(const_cast<void*>(handle)) != 0;
+}
+bool forget(void* handle) {
+    Held held;
+    return handles.erase(handle) != 0;
+}
+
+}  // namespace driver
+
 DRIVER(cuDriverGetVersion, int* version) { return *version = 13000, kSuccess; }
 DRIVER(cuInit, unsigned) { return kSuccess; }
 DRIVER(cuDeviceGetCount, int* count) { return *count = 1, kSuccess; }
@@ -174,10 +211,20 @@ DRIVER(cuCtxSetCurrent, void* handle) {
     return entered = handle, kSuccess;
 }
 
-DRIVER(cuStreamCreate, Stream** out, unsigned flags) {
+DRIVER(cuCtxGetStreamPriorityRange, int* least, int* greatest) {
     ENTERED();
-    if (flags != 1) return kInvalidValue;
-    return streams.insert(make(out)), kSuccess;
+    return *least = kLeastPriority, *greatest = kGreatestPriority, kSuccess;
+}
+DRIVER(cuStreamCreateWithPriority, Stream** out, unsigned flags, int priority) {
+    ENTERED();
+    // A driver would take the nearest that it has.
+    if (flags != 1 || priority > kLeastPriority || priority < kGreatestPriority) return kInvalidValue;
+    make(out)->priority = priority;
+    return streams.insert(*out), kSuccess;
+}
+DRIVER(cuStreamGetPriority, Stream* stream, int* priority) {
+    ENTERED();
+    return *priority = stream->priority, kSuccess;
 }
 DRIVER(cuStreamSynchronize, Stream* stream) {
     ENTERED();

@@ -409,6 +409,17 @@ pub fn cast<T: Plain>(bytes: &[u8]) -> Option<&[T]> {
     (before.is_empty() && after.is_empty()).then_some(elements)
 }
 
+/// `elements` as their bytes, little-endian; on a big-endian machine this is always `None`.
+#[must_use]
+pub fn bytes_of<T: Plain>(elements: &[T]) -> Option<&[u8]> {
+    if cfg!(target_endian = "big") {
+        return None;
+    }
+    // SAFETY: the slice's own memory, for as long as it is borrowed. The trait is sealed: floats, which have no padding, so
+    // that every byte was written.
+    Some(unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,15 @@
 //! Which GPU there is, or in words why none can be used.
 //!
 //! Nothing is linked: a program with the feature `cuda` starts on a machine without a driver, asks here, and goes on
-//! with the CPU.
+//! with the CPU. The same is asked of cuBLASLt, without which a GPU has only our own kernels.
+
+mod blas;
 
 use std::fmt;
+
+#[cfg(feature = "cuda")]
+pub(crate) use blas::Library;
+pub use blas::{BlasVersion, NoBlas, find_blas};
 
 /// The toolkit that the kernels are compiled with, and so the least that a driver must know, as the driver counts:
 /// 1000 major + 10 minor.
@@ -22,6 +28,15 @@ pub struct Gpu {
     pub capability: (i32, i32),
     /// Bytes of memory, used or not.
     pub memory: u64,
+}
+
+/// Whose work a GPU takes first where several devices of one have some waiting; what runs already may run to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Short steps that somebody waits for, one after the other: a generator's.
+    Foreground,
+    /// Passes that take what the foreground leaves: an encoder's.
+    Background,
 }
 
 impl fmt::Display for Gpu {

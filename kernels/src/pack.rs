@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::blocks::{self, BlockFormat};
-use crate::buf::{Buf, DType};
+use crate::buf::{Buf, DType, bytes_of};
 use crate::cpu::LANES;
 use crate::error::{KernelError, Result, same};
 use crate::fp8;
@@ -77,6 +77,17 @@ impl<'a> WeightData<'a> {
             WeightData::F16(data) => exact(data.len(), k),
             WeightData::BF16(data) => exact(data.len(), k),
             WeightData::Blocks(format, data) => exact(data.len(), format.row_bytes(k)?),
+        }
+    }
+
+    /// Its bytes, where its elements are of `dtype`.
+    #[must_use]
+    pub fn bytes(&self, dtype: DType) -> Option<&'a [u8]> {
+        match (self, dtype) {
+            (WeightData::F32(data), DType::F32) => bytes_of(data),
+            (WeightData::F16(data), DType::F16) => bytes_of(data),
+            (WeightData::BF16(data), DType::BF16) => bytes_of(data),
+            _ => None,
         }
     }
 

@@ -4,6 +4,8 @@
 use crate::blocks::BlockFormat;
 #[cfg(test)]
 use crate::cpu::Level;
+pub(crate) use crate::device::fill::hash;
+use crate::device::fill::value;
 
 #[cfg(any(feature = "emulator", feature = "cuda"))]
 mod device;
@@ -16,15 +18,7 @@ pub use timing::TimedDevice;
 
 /// `len` values in -1..1 from a counter hash.
 pub(crate) fn fill(len: usize, seed: u64) -> Vec<f32> {
-    (0..len as u64).map(|at| (hash(at, seed) >> 40) as f32 / (1_u64 << 23) as f32 - 1.0).collect()
-}
-
-/// A 64-bit mix of position and seed (SplitMix64's finaliser).
-pub(crate) fn hash(at: u64, seed: u64) -> u64 {
-    let mut z = at.wrapping_add(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
+    (0..len as u64).map(|at| value(at, seed)).collect()
 }
 
 /// `blocks` blocks of random codes with scales of a sensible size.

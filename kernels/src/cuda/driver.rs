@@ -10,7 +10,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
 use crate::error::{KernelError, Result};
-use crate::gpu::{Driver, Gpu};
+use crate::gpu::{Driver, Gpu, Priority};
 
 /// What a call of the driver said.
 pub(super) fn failed(what: &str, error: DriverError) -> KernelError {
@@ -120,10 +120,24 @@ pub(super) struct Stream {
 unsafe impl Send for Stream {}
 
 impl Stream {
-    pub(super) fn new(context: &Arc<Context>) -> Result<Stream> {
+    pub(super) fn new(context: &Arc<Context>, priority: Priority) -> Result<Stream> {
         context.enter()?;
-        let handle = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(|error| failed("making a stream", error))?;
+        let error = |error| failed("making a stream", error);
+        let (mut least, mut greatest) = (0, 0);
+        // SAFETY: the context is this thread's, the pointers are to live numbers.
+        unsafe { sys::cuCtxGetStreamPriorityRange(&raw mut least, &raw mut greatest) }
+            .result()
+            .map_err(error)?;
+        let priority = match priority {
+            Priority::Foreground => greatest,
+            Priority::Background => least,
+        };
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: as above, to a live handle.
+        unsafe { sys::cuStreamCreateWithPriority(&raw mut handle, flags, priority) }
+            .result()
+            .map_err(error)?;
         Ok(Stream { handle, context: context.clone() })
     }
 

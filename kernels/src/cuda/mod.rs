@@ -1,31 +1,38 @@
 //! A GPU, through the driver that is loaded when the program runs.
 //!
 //! One stream that waits for no other; memory from the driver, at addresses that stay; copies through pinned memory; the
-//! kernels of `kernels/cuda`, which are part of the program. It is built on cudarc's lower layer, where nothing tracks
-//! events or allocates behind the caller's back, so that what is queued can be captured.
+//! kernels of `kernels/cuda`, which are part of the program; cuBLASLt for large products, where it is installed. It is built
+//! on cudarc's lower layer, where nothing tracks events or allocates behind the caller's back, so that what is queued can be
+//! captured.
 //!
 //! What keeps a machine from running it is for [`crate::gpu::find`] to say.
 
+mod blas;
+mod copier;
 mod driver;
 mod graph;
 mod module;
+mod readback;
 mod staging;
 #[cfg(all(test, feature = "emulator"))]
 mod tests;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use cudarc::driver::{result, sys};
+use cudarc::driver::result;
 
+pub(crate) use blas::LibcublasLt;
+use copier::{Buffers, CudaCopier};
 pub(crate) use driver::Libcuda;
 
-use crate::device::{Device, Launch, Ptr, Use};
+use crate::device::{Copier, Device, Launch, Ptr, Reading, Use};
 use crate::error::{KernelError, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{BlasVersion, Gpu, NoBlas, Priority};
+use blas::Blas;
 use driver::{Context, Event, Memory, Stream, failed};
 use graph::Graph;
 use module::Kernels;
+use readback::Readback;
 use staging::Staging;
 
 /// Seconds of work that a timing takes at least.
@@ -47,9 +54,12 @@ pub(crate) fn free_memory(gpu: &Gpu) -> Result<u64> {
 pub struct CudaDevice {
     gpu: Gpu,
     /// By address.
-    buffers: HashMap<u64, Memory>,
+    buffers: Buffers,
     staging: Staging,
+    readback: Readback,
     kernels: Kernels,
+    /// For launches that are products, or why only kernels run.
+    blas: std::result::Result<Blas, NoBlas>,
     stream: Stream,
     recorded: Vec<Graph>,
     /// Waits after each launch.
@@ -58,20 +68,30 @@ pub struct CudaDevice {
 }
 
 impl CudaDevice {
-    /// Opens a GPU that [`crate::gpu::find`] found and loads the kernels.
+    /// Opens a GPU that [`crate::gpu::find`] found, loads the kernels, and cuBLASLt where there is one. A GPU may be opened
+    /// several times: each device has memory and a stream of its own, and `priority` says whose work goes first.
     ///
     /// # Errors
     /// [`KernelError::Device`].
-    pub fn open(gpu: Gpu) -> Result<CudaDevice> {
+    pub fn open(gpu: Gpu, priority: Priority) -> Result<CudaDevice> {
+        let mut device = CudaDevice::with_kernels(gpu, priority)?;
+        device.blas = Blas::open(&device.context);
+        Ok(device)
+    }
+
+    /// As on a machine without cuBLASLt.
+    fn with_kernels(gpu: Gpu, priority: Priority) -> Result<CudaDevice> {
         let context = Context::of(&gpu)?;
-        let stream = Stream::new(&context)?;
+        let stream = Stream::new(&context, priority)?;
         let kernels = Kernels::load(&context)?;
-        let staging = Staging::new(&context)?;
+        let (staging, readback) = (Staging::new(&context)?, Readback::new(&context)?);
         Ok(CudaDevice {
             gpu,
-            buffers: HashMap::new(),
+            buffers: Buffers::default(),
             staging,
+            readback,
             kernels,
+            blas: Err(NoBlas::NoLibrary),
             stream,
             recorded: Vec::new(),
             one_by_one: false,
@@ -92,11 +112,40 @@ impl CudaDevice {
         &self.gpu
     }
 
+    /// What computes large products beside the kernels, or why nothing does.
+    ///
+    /// # Errors
+    /// [`NoBlas`] with what is missing.
+    pub fn blas(&self) -> std::result::Result<BlasVersion, NoBlas> {
+        self.blas.as_ref().map(|blas| blas.version).map_err(Clone::clone)
+    }
+
+    /// Makes a launch ready: what loads, allocates or chooses is done here.
+    fn prepare(&mut self, launch: &Launch) -> Result<()> {
+        if let (Ok(blas), Some(product)) = (&mut self.blas, &launch.product)
+            && blas.prepare(product)?
+        {
+            return Ok(());
+        }
+        self.kernels.prepare(launch)
+    }
+
+    /// Queues a launch that was prepared; the name of what runs.
+    fn queue(&self, launch: &Launch) -> Result<&'static str> {
+        if let (Ok(blas), Some(product)) = (&self.blas, &launch.product)
+            && blas.queue(product, &self.stream)?
+        {
+            return Ok("cublasLtMatmul");
+        }
+        self.kernels.queue(launch, &self.stream)?;
+        Ok(launch.kernel)
+    }
+
     fn capture(&mut self, launches: &[Launch]) -> Result<Graph> {
-        // Before: loading a function is nothing that a capture may contain.
-        launches.iter().try_for_each(|launch| self.kernels.prepare(launch))?;
+        // Before: preparing is nothing that a capture may contain.
+        launches.iter().try_for_each(|launch| self.prepare(launch))?;
         Graph::capture(&self.context, &self.stream, || {
-            launches.iter().try_for_each(|launch| self.kernels.queue(launch, &self.stream))
+            launches.iter().try_for_each(|launch| self.queue(launch).map(|_| ()))
         })
     }
 
@@ -117,18 +166,6 @@ impl CudaDevice {
         let times = (TIMED / run(1)?.max(1e-7)).ceil().clamp(3.0, 1000.0) as usize;
         run(times)
     }
-
-    /// The driver's address of `len` bytes of a buffer, from `offset` on.
-    fn place(&self, buffer: Ptr, offset: usize, len: usize) -> Result<sys::CUdeviceptr> {
-        let what = match self.buffers.get(&buffer.0) {
-            Some(memory) if offset.checked_add(len).is_some_and(|end| end <= memory.bytes) => {
-                return Ok(memory.at + offset as u64);
-            }
-            Some(memory) => format!("a copy of {len} bytes at {offset} of a buffer of {}", memory.bytes),
-            None => "a copy to or from an address that is no buffer".to_owned(),
-        };
-        Err(KernelError::Device { what })
-    }
 }
 
 impl Drop for CudaDevice {
@@ -142,28 +179,39 @@ impl Device for CudaDevice {
     fn alloc(&mut self, name: &str, bytes: usize, _use: Use) -> Result<Ptr> {
         let memory = Memory::new(&self.context, name, bytes)?;
         let at = memory.at;
-        self.buffers.insert(at, memory);
+        self.buffers.0.insert(at, Arc::new(memory));
         Ok(Ptr(at))
     }
 
     fn upload(&mut self, to: Ptr, offset: usize, bytes: &[u8]) -> Result<()> {
-        let to = self.place(to, offset, bytes.len())?;
+        let to = self.buffers.place(to, offset, bytes.len())?;
         self.context.enter()?;
         // SAFETY: the context is this thread's; `place` found room in a buffer, and freeing one waits for the stream.
         unsafe { self.staging.upload(&self.stream, to, bytes) }
     }
 
     fn download(&mut self, from: Ptr, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let from = self.place(from, offset, bytes.len())?;
+        let from = self.buffers.place(from, offset, bytes.len())?;
         self.context.enter()?;
         // SAFETY: the context is this thread's, and `place` found as many bytes in a buffer.
         unsafe { self.staging.download(&self.stream, from, bytes) }
     }
 
+    fn read(&mut self, from: Ptr, offset: usize, bytes: usize) -> Result<Reading> {
+        let from = self.buffers.place(from, offset, bytes)?;
+        self.context.enter()?;
+        // SAFETY: the context is this thread's; `place` found the bytes in a buffer, and freeing one waits for the stream.
+        unsafe { self.readback.queue(&self.stream, from, bytes) }
+    }
+
+    fn finish(&mut self, reading: Reading) -> Result<Vec<u8>> {
+        self.readback.finish(&reading)
+    }
+
     fn launch(&mut self, launch: &Launch) -> Result<()> {
-        self.kernels.prepare(launch)?;
-        self.kernels.queue(launch, &self.stream)?;
-        if self.one_by_one { self.stream.synchronize(launch.kernel) } else { Ok(()) }
+        self.prepare(launch)?;
+        let queued = self.queue(launch)?;
+        if self.one_by_one { self.stream.synchronize(queued) } else { Ok(()) }
     }
 
     fn record(&mut self, launches: Vec<Launch>) -> Result<usize> {
@@ -183,13 +231,21 @@ impl Device for CudaDevice {
     fn synchronize(&mut self) -> Result<()> {
         self.stream.synchronize("what was queued on the GPU")
     }
+
+    fn copier(&self) -> Result<Box<dyn Copier>> {
+        Ok(Box::new(CudaCopier::new(&self.context, self.buffers.clone())?))
+    }
 }
 
 impl crate::check::CheckDevice for CudaDevice {
     fn clear(&mut self) {
         // An error of what was queued shows again in the next call.
         let _ = self.synchronize();
-        self.buffers.clear();
+        self.buffers.0.clear();
+    }
+
+    fn has_library(&self) -> bool {
+        self.blas.is_ok()
     }
 }
 
@@ -200,7 +256,7 @@ impl crate::check::TimedDevice for CudaDevice {
     }
 
     fn time_copy(&mut self, from: Ptr, to: Ptr, bytes: usize) -> Result<f64> {
-        let (from, to) = (self.place(from, 0, bytes)?, self.place(to, 0, bytes)?);
+        let (from, to) = (self.buffers.place(from, 0, bytes)?, self.buffers.place(to, 0, bytes)?);
         self.timed(&|device| {
             device.context.enter()?;
             // SAFETY: `place` found both ranges in buffers, which stay until `clear`; the stream is of this context.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys;
+use rayon::prelude::*;
 
 use super::driver::{Context, Event, Pinned, Stream, failed};
 use crate::error::Result;
@@ -13,6 +14,18 @@ const HALF: usize = 16 << 20;
 const LINE: usize = 256;
 /// Bytes that come back at once.
 const LANDING: usize = 4 << 20;
+
+/// Bytes that a thread copies at a time.
+const PIECE: usize = 1 << 20;
+
+/// Copies with all threads what is more than a piece: one thread is slower than the bus, all the more where it is the first
+/// to touch the pages of a mapped file.
+fn copy(to: &mut [u8], from: &[u8]) {
+    if to.len() <= PIECE {
+        return to.copy_from_slice(from);
+    }
+    to.par_chunks_mut(PIECE).zip(from.par_chunks(PIECE)).for_each(|(to, from)| to.copy_from_slice(from));
+}
 
 /// Two halves that take turns for uploads, and one place for downloads.
 #[derive(Debug)]
@@ -62,7 +75,7 @@ impl Staging {
             let memory = &mut self.halves[self.current].memory;
             // SAFETY: copies in flight read below `used` only, or were waited for when the halves took turns.
             let place = unsafe { memory.bytes_mut() };
-            place[self.used..self.used + len].copy_from_slice(&bytes[done..done + len]);
+            copy(&mut place[self.used..self.used + len], &bytes[done..done + len]);
             let from = memory.at(self.used).cast_const().cast();
             // SAFETY: `len` bytes at `from` stay as they are until the halves have taken turns and `free` was waited
             // for; the caller says that `to` has room.

@@ -1,24 +1,37 @@
 //! The host's side against a stand-in for the driver (`kernels/emu/driver.cpp`), which has the emulator for a GPU and runs
 //! nothing before something waits for it.
 
+mod blas;
+
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cudarc::driver::sys;
 
 use super::CudaDevice;
 use crate::DType;
 use crate::check::{CheckDevice, TimedDevice, hash, suites, timing};
 use crate::device::fill::{Fill, fill};
 use crate::device::rms_norm::{RmsNorm, rms_norm};
-use crate::device::{Device, Launch, Ptr, Use};
+use crate::device::{Device, Launch, Ptr, READ, Use};
+use crate::emulated::load_stand_in;
+use crate::gpu::{Gpu, Priority};
 
 /// One test at a time: what fails on a GPU fails for the whole process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn device() -> (MutexGuard<'static, ()>, CudaDevice) {
+/// The stand-in's GPU.
+fn gpu() -> (MutexGuard<'static, ()>, Gpu) {
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-    crate::emulated::load_driver().expect("the build script compiled it");
+    load_stand_in("driver.so").expect("the build script compiled it");
     let gpu = crate::gpu::find(0).expect("the stand-in has one");
     assert_eq!((gpu.name.as_str(), gpu.capability), ("Emulated", (8, 0)));
-    (alone, CudaDevice::open(gpu).expect("opens"))
+    (alone, gpu)
+}
+
+/// One that has kernels alone.
+fn device() -> (MutexGuard<'static, ()>, CudaDevice) {
+    let (alone, gpu) = gpu();
+    (alone, CudaDevice::with_kernels(gpu, Priority::Foreground).expect("opens"))
 }
 
 fn bytes(len: usize, seed: u64) -> Vec<u8> {
@@ -75,6 +88,26 @@ fn copies_of_any_size_arrive_although_their_source_is_gone() {
     assert!(device.download(to, 0, &mut [0]).is_err(), "a buffer that was forgotten is none");
 }
 
+#[test]
+fn a_read_has_what_was_there_when_it_was_queued() {
+    let (_alone, mut device) = device();
+    let at = device.alloc("at", 4096, Use::ReadWrite).expect("allocates");
+    let put = |device: &mut CudaDevice, byte: u8| {
+        device.upload(at, 0, &[byte; 4096]).expect("copies");
+        device.read(at, 1000, 3000).expect("queues")
+    };
+    let (first, second) = (put(&mut device, 1), put(&mut device, 2));
+    device.upload(at, 0, &[3; 4096]).expect("copies");
+    assert_eq!(device.finish(first).expect("runs"), [1; 3000]);
+    assert_eq!(device.finish(second).expect("runs"), [2; 3000]);
+    // Of three the first is given up.
+    let [first, second, third] = [4, 5, 6].map(|byte| put(&mut device, byte));
+    assert_eq!(device.finish(third).expect("runs"), [6; 3000]);
+    assert!(device.finish(first).expect_err("gone").to_string().contains("given up"));
+    assert_eq!(device.finish(second).expect("runs"), [5; 3000]);
+    assert!(device.read(at, 0, READ + 1).is_err() && device.read(at, 4000, 97).is_err());
+}
+
 /// A norm of `rows` rows of 64, and what it reads.
 fn norm(device: &mut CudaDevice, rows: usize) -> (Launch, [Ptr; 3]) {
     let mut alloc = |name, bytes| device.alloc(name, bytes, Use::ReadWrite).expect("allocates");
@@ -125,6 +158,31 @@ fn a_graph_does_again_what_it_captured_with_what_is_in_memory_then() {
 }
 
 #[test]
+fn devices_of_one_gpu_have_the_priorities_asked_for_and_do_not_disturb_each_other() {
+    let (_alone, mut first) = device();
+    let mut second = CudaDevice::open(first.gpu().clone(), Priority::Background).expect("opens");
+    let priority = |device: &CudaDevice| {
+        device.context.enter().expect("enters");
+        let mut priority = 1;
+        // SAFETY: the stream lives, the pointer is to a live number.
+        unsafe { sys::cuStreamGetPriority(device.stream.handle, &raw mut priority) }.result().expect("asks");
+        priority
+    };
+    // As the driver counts: the lower, the sooner.
+    assert_eq!((priority(&first), priority(&second)), (-5, 0));
+    let (from, to) = (bytes(1000, 1), bytes(1000, 2));
+    let mut ends = Vec::new();
+    for (device, bytes) in [(&mut first, &from), (&mut second, &to)] {
+        let at = device.alloc("to", bytes.len(), Use::ReadWrite).expect("allocates");
+        device.upload(at, 0, bytes).expect("copies");
+        ends.push(at);
+    }
+    assert!(read(&mut first, ends[0], 1000) == from && read(&mut second, ends[1], 1000) == to);
+    drop(second);
+    assert!(read(&mut first, ends[0], 1000) == from, "the other's end is not this one's");
+}
+
+#[test]
 fn a_device_goes_from_the_thread_that_opened_it_to_another() {
     let (_alone, mut device) = device();
     let at = device.alloc("to", 5, Use::ReadWrite).expect("allocates");
@@ -145,7 +203,7 @@ fn what_does_not_fit_is_refused_before_it_runs() {
     for (wrong, said) in [
         (Launch::new("no_such_kernel", [1; 3], 32, 0), "there is no kernel no_such_kernel"),
         (Launch::new("fill_f32", [1; 3], 32, 0).ptr(x), "fill_f32: arguments of [8] bytes"),
-        (Launch::new("fill_f32", [1; 3], 32, 0).ptr(x).int(1).wide(1).float(1.0), "takes [8, 8, 8, 4]"),
+        (Launch::new("fill_f32", [1; 3], 32, 0).ptr(x).int(1).wide(1).float(1.0), "takes [8, 8, 8, 8, 8, 4]"),
         (greedy, "1048576 bytes of shared memory"),
     ] {
         let error = device.launch(&wrong).expect_err(said).to_string();

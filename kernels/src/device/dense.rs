@@ -1,6 +1,6 @@
 //! Products with weights, `kernels/cuda/dense.cu` for few tokens and `kernels/cuda/dense_tiles.cu` for many.
 
-use super::{Launch, Ptr, Weights, by_type, extent, int};
+use super::{Launch, Product, ProductShape, Ptr, Weights, by_type, extent, int};
 use crate::DType;
 use crate::error::{KernelError, Result};
 
@@ -21,7 +21,8 @@ const COLUMNS: usize = 64;
 /// So many large tiles keep half the multiprocessors of an H100 at work; with fewer, small ones end sooner.
 const ENOUGH: usize = 66;
 
-/// Operands of [`dense`].
+/// Operands of [`dense`]. `x` and `out` have room for `max_rows` rows; those of `out` past `rows` may hold anything
+/// afterwards.
 #[derive(Debug, Clone, Copy)]
 pub struct Dense {
     /// `[rows, k]`.
@@ -46,7 +47,7 @@ pub struct Dense {
     pub k: usize,
 }
 
-/// `out = x · w + bias`.
+/// `out = x · w + bias`. With many tokens, plain weights and no bias it is also a [`Product`], of `max_rows` rows.
 ///
 /// # Errors
 /// [`KernelError`] when 16-byte accesses do not fit the shape, or for another element type of `out`.
@@ -63,7 +64,7 @@ pub fn dense(op: &Dense) -> Result<Launch> {
     } else if op.max_rows <= FEW {
         stream(OP, op)?
     } else {
-        tiles(OP, op)?
+        tiles(OP, op)?.or(product(op))
     };
     let (n, k) = (int(OP, "weight rows", op.n)?, int(OP, "a width", op.k)?);
     Ok(launch.ptr(op.x).ptrs(&op.w.ptrs()).ptrs(&[op.bias, op.out, op.rows]).ints(&[n, k]))
@@ -139,6 +140,17 @@ fn stream(op: &'static str, of: &Dense) -> Result<Launch> {
     Ok(Launch::new(of.w.choose(plain, fp8).name(op, of)?, grid, THREADS, ring.max(sums)))
 }
 
+/// Whole matrices: libraries take no bias of another type than `out`'s, and no codes with a scale a row.
+fn product(of: &Dense) -> Option<Product> {
+    let Dense { x, out, dtype, out_dtype, max_rows: rows, n, k, .. } = *of;
+    match of.w {
+        Weights::Plain(w) if of.bias == Ptr::NONE => {
+            Some(Product { x, w, out, shape: ProductShape { rows, n, k, dtype, out_dtype } })
+        }
+        _ => None,
+    }
+}
+
 fn tiles(op: &'static str, of: &Dense) -> Result<Launch> {
     // Tokens and weight rows of a block.
     let (tokens, rows, plain, fp8) = if of.max_rows.div_ceil(128) * of.n.div_ceil(256) >= ENOUGH {
@@ -177,4 +189,38 @@ pub(super) fn tile_bytes(weights: Weights, dtype: DType, tokens: usize, rows: us
     let element = dtype.size();
     let stages = STAGES * COLUMNS * (tokens * element + rows * weights.size(dtype));
     stages + weights.choose(0, 2 * rows * COLUMNS * element)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_products_of_many_tokens_are_products_of_all_the_rows_there_is_room_for() {
+        let many = Dense {
+            x: Ptr(16),
+            w: Weights::Plain(Ptr(32)),
+            bias: Ptr::NONE,
+            out: Ptr(48),
+            rows: Ptr(64),
+            dtype: DType::F16,
+            out_dtype: DType::F32,
+            max_rows: FEW + 1,
+            n: 300,
+            k: 64,
+        };
+        let shape = ProductShape { rows: FEW + 1, n: 300, k: 64, dtype: DType::F16, out_dtype: DType::F32 };
+        let product = Product { x: Ptr(16), w: Ptr(32), out: Ptr(48), shape };
+        let of = |op: &Dense| dense(op).expect("fits").product;
+        assert_eq!(of(&many), Some(product));
+        assert_eq!(dense(&many).expect("fits").by_kernel().product, None);
+        for other in [
+            Dense { max_rows: FEW, ..many },
+            Dense { bias: Ptr(80), ..many },
+            Dense { w: Weights::Fp8 { codes: Ptr(32), scales: Ptr(80) }, ..many },
+            Dense { dtype: DType::F32, ..many },
+        ] {
+            assert_eq!(of(&other), None, "{other:?}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! One launch of a kernel, as data.
 
+use super::Product;
+
 /// An address in device memory; 0 is "none" where an operand is optional.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ptr(pub u64);
@@ -7,6 +9,12 @@ pub struct Ptr(pub u64);
 impl Ptr {
     /// No operand.
     pub const NONE: Ptr = Ptr(0);
+
+    /// `bytes` further on in the same buffer.
+    #[must_use]
+    pub fn offset(self, bytes: usize) -> Ptr {
+        Ptr(self.0 + bytes as u64)
+    }
 }
 
 /// An argument of a kernel: its bytes at the start of a word, as the driver reads them.
@@ -32,6 +40,9 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// The product of whole matrices that the kernel computes, where it computes one: a device with a library for them
+    /// may take that instead.
+    pub product: Option<Product>,
     args: [Arg; MAX_ARGS],
     count: usize,
 }
@@ -39,7 +50,26 @@ pub struct Launch {
 impl Launch {
     pub(crate) fn new(kernel: &'static str, grid: [u32; 3], threads: usize, shared: usize) -> Launch {
         let empty = Arg { word: [0; 8], bytes: 0 };
-        Launch { kernel, grid, block: [threads as u32, 1, 1], shared, args: [empty; MAX_ARGS], count: 0 }
+        Launch {
+            kernel,
+            grid,
+            block: [threads as u32, 1, 1],
+            shared,
+            product: None,
+            args: [empty; MAX_ARGS],
+            count: 0,
+        }
+    }
+
+    /// With what it computes as a product, if it is one.
+    pub(crate) fn or(self, product: Option<Product>) -> Launch {
+        Launch { product, ..self }
+    }
+
+    /// The same, and always by the kernel.
+    #[must_use]
+    pub fn by_kernel(self) -> Launch {
+        Launch { product: None, ..self }
     }
 
     /// The arguments, in order.

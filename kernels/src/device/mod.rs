@@ -2,7 +2,8 @@
 //!
 //! An op here is a pure function from shapes and addresses to a [`Launch`]: kernel, grid, block, shared bytes and
 //! arguments. Whoever owns a [`Device`] carries launches out. Lengths and counts that change from step to step are read
-//! from device memory; the numbers given here are upper bounds, so that a captured graph stays valid.
+//! from device memory; the numbers given here are upper bounds, so that a captured graph stays valid. A launch that is a
+//! [`Product`] says so, for devices that have a library for them.
 //!
 //! | file | kernel | what |
 //! |---|---|---|
@@ -30,6 +31,7 @@
 
 mod launch;
 mod memory;
+mod product;
 mod weights;
 
 pub mod dense;
@@ -57,7 +59,8 @@ pub mod scan_topk;
 #[cfg(feature = "cuda")]
 pub(crate) use launch::MAX_ARGS;
 pub use launch::{Arg, Launch, Ptr};
-pub use memory::{Device, Use};
+pub use memory::{Copier, Device, READ, READS, Reading, Use};
+pub use product::{Product, ProductShape};
 pub use weights::Weights;
 
 use crate::DType;

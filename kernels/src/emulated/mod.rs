@@ -4,14 +4,15 @@
 //! before its asynchronous copy was waited for. Both find misaligned accesses, divergent barriers, lanes that a mask
 //! names and that never come, and what was written past the end of a buffer. See docs/GPU.md.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::check::{CheckDevice, TimedDevice};
-use crate::device::{Device, Launch, Ptr, Use};
+use crate::device::{Copier, Device, Launch, Ptr, READS, Reading, Use};
 use crate::error::{KernelError, Result};
 
 #[cfg(test)]
@@ -41,26 +42,100 @@ fn built() -> &'static Path {
     Path::new(env!("TARN_EMULATOR"))
 }
 
-/// Puts the stand-in for the CUDA driver where the driver's library would be found, for as long as the process lives.
+/// Puts a stand-in where the library that it stands for would be found, for as long as the process lives: `driver.so` for
+/// the CUDA driver, then `blas.so` for cuBLASLt.
 #[cfg(all(test, feature = "cuda"))]
-pub(crate) fn load_driver() -> Result<()> {
-    let path = CString::new(built().join("driver.so").into_os_string().into_encoded_bytes())
+pub(crate) fn load_stand_in(file: &str) -> Result<()> {
+    let path = CString::new(built().join(file).into_os_string().into_encoded_bytes())
         .map_err(|_| failed("a library's path has a zero byte".into()))?;
-    // SAFETY: the name ends in a zero. The library is our own, its initialisers only fill a list. It is named libcuda.so:
-    // whoever opens that afterwards gets it.
+    // SAFETY: the name ends in a zero. The library is our own, its initialisers only fill a list. It has the name of what
+    // it stands for (libcuda.so, libcublasLt.so): whoever opens that afterwards gets it.
     let handle = unsafe { dlopen(path.as_ptr(), RTLD_NOW | RTLD_NODELETE) };
     NonNull::new(handle).map(|_| ()).ok_or_else(last_error)
+}
+
+/// Bytes at each address.
+#[derive(Debug, Clone, Default)]
+struct Buffers(BTreeMap<u64, usize>);
+
+impl Buffers {
+    /// `len` bytes of a buffer, from `offset` on.
+    fn place(&self, buffer: Ptr, offset: usize, len: usize) -> Result<*mut u8> {
+        match self.0.get(&buffer.0) {
+            Some(bytes) if offset.checked_add(len).is_some_and(|end| end <= *bytes) => {
+                Ok((buffer.0 as usize + offset) as *mut u8)
+            }
+            Some(bytes) => Err(failed(format!("a copy of {len} bytes at {offset} of a buffer of {bytes}"))),
+            None => Err(failed("a copy to or from an address that is no buffer".into())),
+        }
+    }
+
+    fn upload(&self, to: Ptr, offset: usize, bytes: &[u8]) -> Result<()> {
+        let at = self.place(to, offset, bytes.len())?;
+        // SAFETY: the place is in the memory of a machine that lives and has these bytes (`place`). Who copies there says
+        // that nothing else looks at them meanwhile ([`Copier`]), or is the one thread that has the machine.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
+        Ok(())
+    }
+}
+
+/// The machine of a library, with its memory; deleted with the last who uses it.
+#[derive(Debug)]
+struct Machine {
+    at: NonNull<c_void>,
+    library: Arc<Library>,
+}
+
+impl Machine {
+    fn new(library: &Arc<Library>, mode: Mode) -> Result<Arc<Machine>> {
+        // SAFETY: `new` has no preconditions.
+        let at = unsafe { (library.calls.new)(c_int::from(mode == Mode::Reversed)) };
+        let at = NonNull::new(at).ok_or_else(|| failed("the emulator has no memory".into()))?;
+        Ok(Arc::new(Machine { at, library: library.clone() }))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // SAFETY: it came from this library's `new`, which is still loaded, and is deleted once.
+        unsafe { (self.library.calls.delete)(self.at.as_ptr()) };
+    }
+}
+
+// SAFETY: what the machine does, and its fibers, belong to the one [`Emulator`] that has it and are reached through
+// `&mut` of that; what a launch keeps in thread-local variables it sets at its start. Others only keep it alive.
+unsafe impl Send for Machine {}
+// SAFETY: as above; no method changes the value.
+unsafe impl Sync for Machine {}
+
+/// Copies to the memory of a machine.
+struct MachineCopier {
+    buffers: Buffers,
+    /// Keeps the memory.
+    _machine: Arc<Machine>,
+}
+
+impl Copier for MachineCopier {
+    fn upload(&mut self, to: Ptr, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.buffers.upload(to, offset, bytes)
+    }
+
+    fn synchronize(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Device memory and the kernels of one library.
 #[derive(Debug)]
 pub struct Emulator {
-    library: Library,
-    machine: NonNull<c_void>,
+    library: Arc<Library>,
+    machine: Arc<Machine>,
     mode: Mode,
-    /// Bytes at each address.
-    buffers: BTreeMap<u64, usize>,
+    buffers: Buffers,
     recorded: Vec<Vec<Launch>>,
+    /// What was read and not waited for, by number.
+    reads: VecDeque<(usize, Vec<u8>)>,
+    read: usize,
 }
 
 impl Emulator {
@@ -73,22 +148,17 @@ impl Emulator {
     }
 
     fn open(library: &Path, mode: Mode) -> Result<Emulator> {
-        let library = Library::open(library)?;
-        // SAFETY: `new` has no preconditions.
-        let machine = unsafe { (library.calls.new)(c_int::from(mode == Mode::Reversed)) };
-        let machine = NonNull::new(machine).ok_or_else(|| failed("the emulator has no memory".into()))?;
-        Ok(Emulator { library, machine, mode, buffers: BTreeMap::new(), recorded: Vec::new() })
-    }
-
-    /// `len` bytes of a buffer, from `offset` on.
-    fn place(&self, buffer: Ptr, offset: usize, len: usize) -> Result<*mut u8> {
-        match self.buffers.get(&buffer.0) {
-            Some(bytes) if offset.checked_add(len).is_some_and(|end| end <= *bytes) => {
-                Ok((buffer.0 as usize + offset) as *mut u8)
-            }
-            Some(bytes) => Err(failed(format!("a copy of {len} bytes at {offset} of a buffer of {bytes}"))),
-            None => Err(failed("a copy to or from an address that is no buffer".into())),
-        }
+        let library = Arc::new(Library::open(library)?);
+        let machine = Machine::new(&library, mode)?;
+        Ok(Emulator {
+            library,
+            machine,
+            mode,
+            buffers: Buffers::default(),
+            recorded: Vec::new(),
+            reads: VecDeque::new(),
+            read: 0,
+        })
     }
 
     #[cfg(test)]
@@ -100,25 +170,14 @@ impl Emulator {
     }
 }
 
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        // SAFETY: `machine` came from this library's `new`, which is still loaded, and is deleted once.
-        unsafe { (self.library.calls.delete)(self.machine.as_ptr()) };
-    }
-}
-
-// SAFETY: the machine, its memory and its fibers belong to this value alone and are reached through `&mut self`; what a
-// launch keeps in thread-local variables it sets at its start.
-unsafe impl Send for Emulator {}
-
 impl CheckDevice for Emulator {
     fn clear(&mut self) {
-        self.buffers.clear();
-        // SAFETY: as in `drop`; the new machine takes the old one's place before anything uses it.
-        unsafe { (self.library.calls.delete)(self.machine.as_ptr()) };
-        // SAFETY: `new` has no preconditions.
-        let machine = unsafe { (self.library.calls.new)(c_int::from(self.mode == Mode::Reversed)) };
-        self.machine = NonNull::new(machine).expect("the emulator has no memory");
+        self.buffers.0.clear();
+        self.machine = Machine::new(&self.library, self.mode).expect("the emulator has memory");
+    }
+
+    fn has_library(&self) -> bool {
+        false
     }
 }
 
@@ -144,24 +203,37 @@ impl Device for Emulator {
         let name = CString::new(name).unwrap_or_default();
         // SAFETY: the machine lives, the name ends in a zero.
         let at = unsafe {
-            (self.library.calls.alloc)(self.machine.as_ptr(), name.as_ptr(), bytes, r#use as c_int)
+            (self.library.calls.alloc)(self.machine.at.as_ptr(), name.as_ptr(), bytes, r#use as c_int)
         };
-        self.buffers.insert(at as u64, bytes);
+        self.buffers.0.insert(at as u64, bytes);
         Ok(Ptr(at as u64))
     }
 
     fn upload(&mut self, to: Ptr, offset: usize, bytes: &[u8]) -> Result<()> {
-        let at = self.place(to, offset, bytes.len())?;
-        // SAFETY: the place is this machine's and has these bytes (`place`); nothing else refers to it.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), at, bytes.len()) };
-        Ok(())
+        self.buffers.upload(to, offset, bytes)
     }
 
     fn download(&mut self, from: Ptr, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        let at = self.place(from, offset, bytes.len())?;
-        // SAFETY: as in `upload`; every byte of a buffer was set when it was made.
+        let at = self.buffers.place(from, offset, bytes.len())?;
+        // SAFETY: as in `Buffers::upload`; every byte of a buffer was set when it was made.
         unsafe { std::ptr::copy_nonoverlapping(at, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
+    }
+
+    fn read(&mut self, from: Ptr, offset: usize, bytes: usize) -> Result<Reading> {
+        let reading = Reading::new(self.read, bytes)?;
+        let mut read = vec![0; bytes];
+        self.download(from, offset, &mut read)?;
+        self.reads.retain(|(number, _)| number + READS > self.read);
+        self.reads.push_back((self.read, read));
+        self.read += 1;
+        Ok(reading)
+    }
+
+    fn finish(&mut self, reading: Reading) -> Result<Vec<u8>> {
+        let at = self.reads.iter().position(|(number, _)| *number == reading.number);
+        let found = at.and_then(|at| self.reads.remove(at));
+        reading.still(found).map(|(_, bytes)| bytes)
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<()> {
@@ -175,7 +247,7 @@ impl Device for Emulator {
         // a faulty kernel's stray write is found in a red zone or by the processor, or is not found; only tests run it.
         let status = unsafe {
             (self.library.calls.launch)(
-                self.machine.as_ptr(),
+                self.machine.at.as_ptr(),
                 kernel.as_ptr(),
                 launch.grid.as_ptr(),
                 launch.block.as_ptr(),
@@ -207,6 +279,10 @@ impl Device for Emulator {
 
     fn synchronize(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    fn copier(&self) -> Result<Box<dyn Copier>> {
+        Ok(Box::new(MachineCopier { buffers: self.buffers.clone(), _machine: self.machine.clone() }))
     }
 }
 
@@ -245,6 +321,12 @@ struct Library {
     handle: NonNull<c_void>,
     calls: Calls,
 }
+
+// SAFETY: the handle is a token that the dynamic linker looks up under its own locks; what the functions do is for those
+// who call them.
+unsafe impl Send for Library {}
+// SAFETY: as above; no method changes the value.
+unsafe impl Sync for Library {}
 
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
@@ -304,7 +386,7 @@ fn last_error() -> KernelError {
 
 impl Drop for Library {
     fn drop(&mut self) {
-        // SAFETY: the handle is open and closed once; `Emulator` drops its machine before its library.
+        // SAFETY: the handle is open and closed once; a machine holds its library.
         unsafe { dlclose(self.handle.as_ptr()) };
     }
 }

@@ -41,30 +41,43 @@ fn the_ops_that_are_timed_are_those_of_a_step_and_stay_in_bounds() {
     };
     let mixture = [
         "dense output",
+        "dense output fp8",
         "dense router",
         "route_topk",
         "expert_align",
         "expert_up",
+        "expert_up fp8",
         "expert_down",
+        "expert_down fp8",
         "expert_combine",
     ];
     let decode = timed(timing::Step::Decode { sequences: 3, context: 37 });
     let expected = [
-        &["rms_norm", "dense qkv", "rope_kv_write", "paged_decode"][..],
+        &["rms_norm", "dense qkv", "dense qkv fp8", "rope_kv_write", "paged_decode"][..],
         &mixture,
         &["dense head", "sample"],
     ]
     .concat();
     assert_eq!(decode.iter().map(|timing| timing.op).collect::<Vec<_>>(), expected);
     // Keys and values of 3 × 37 tokens, 2 heads of 16.
-    assert_eq!(decode[3].bytes, (3 * 37 * 2 * 2 * 16 * 2) as f64);
+    assert_eq!(decode[4].bytes, (3 * 37 * 2 * 2 * 16 * 2) as f64);
     let prefill = timed(timing::Step::Prefill { tokens: 70 });
-    let expected = [&["rms_norm", "dense qkv", "rope_kv_write", "paged_prefill"][..], &mixture].concat();
+    let expected =
+        [&["rms_norm", "dense qkv", "dense qkv fp8", "rope_kv_write", "paged_prefill"][..], &mixture]
+            .concat();
     assert_eq!(prefill.iter().map(|timing| timing.op).collect::<Vec<_>>(), expected);
-    // 70 tokens hit all 4 experts of [2 · 96, 64].
-    assert_eq!(prefill[8].flops, (2 * 140 * 2 * 96 * 64) as f64);
-    assert!(prefill[8].shape.contains("4 experts"), "{}", prefill[8].shape);
-    let slow = timing::Timing { seconds: 2.0, bytes: 8.0, flops: 2.0, ..prefill[8].clone() };
+    // 70 tokens hit all 4 experts of [2 · 96, 64]; codes are half the bytes, with a scale a row.
+    assert_eq!(prefill[10].flops, (2 * 140 * 2 * 96 * 64) as f64);
+    assert!(prefill[10].shape.contains("4 experts"), "{}", prefill[10].shape);
+    assert_eq!(prefill[10].bytes - prefill[11].bytes, (4 * 2 * 96 * (64 - 4)) as f64);
+    let adapters = timed(timing::Step::Adapters { sequences: 3, adapters: 2, rank: 8 });
+    let halves = ["qkv", "output", "w13", "w2"]
+        .map(|part| [format!("lora_shrink {part}"), format!("lora_expand {part}")]);
+    assert_eq!(adapters.iter().map(|timing| timing.op).collect::<Vec<_>>(), halves.as_flattened());
+    // Both adapters of q, k and v are hit: A is [24, 64], and a part of the three tokens' way down 24 f32 each.
+    assert_eq!(adapters[0].bytes, (2 * 24 * 64 * 2 + 3 * 64 * 2 + 3 * 24 * 4) as f64);
+    assert_eq!(adapters[4].flops, (2 * 6 * 16 * 64) as f64);
+    let slow = timing::Timing { seconds: 2.0, bytes: 8.0, flops: 2.0, ..prefill[10].clone() };
     let of = timing::Ceilings { bandwidth: 8.0, arithmetic: 4.0 };
     assert_eq!((slow.share(&of), slow.computes(&of)), (0.5, false));
     let computes = timing::Timing { flops: 8.0, ..slow };

@@ -35,6 +35,9 @@ use crate::error::KernelError;
 pub trait CheckDevice: Device {
     /// Forgets all buffers.
     fn clear(&mut self);
+
+    /// Whether a library may take a launch that is a product in the kernel's place.
+    fn has_library(&self) -> bool;
 }
 
 /// What a case says of an error.

@@ -3,6 +3,7 @@
 //! Weights are random, of the model's real shapes, filled on the device. Weights and caches are read in turn from as many
 //! copies as the device's own cache cannot hold, as a model's layers are; activations stay in it, as they do in a step.
 
+mod adapters;
 mod ops;
 
 use super::CheckDevice;
@@ -10,7 +11,7 @@ use crate::device::dense::{Dense, dense};
 use crate::device::fill::{Fill, fill};
 use crate::device::{Launch, Ptr, Use, Weights};
 use crate::error::Result;
-use crate::{DType, HeadLayout};
+use crate::{DType, HeadLayout, fp8};
 
 /// A device that can time.
 pub trait TimedDevice: CheckDevice {
@@ -99,6 +100,15 @@ pub enum Step {
         /// Its tokens.
         tokens: usize,
     },
+    /// What adapters add to one token of each of `sequences`, which have them in turn.
+    Adapters {
+        /// How many.
+        sequences: usize,
+        /// Adapters.
+        adapters: usize,
+        /// Their rank, a multiple of 8.
+        rank: usize,
+    },
 }
 
 /// What a device reaches without a model.
@@ -106,7 +116,7 @@ pub enum Step {
 pub struct Ceilings {
     /// Bytes a second, read and written, of a copy.
     pub bandwidth: f64,
-    /// Floating-point operations a second of a large dense product in bf16.
+    /// Floating-point operations a second of a large dense product in bf16, by our tiles or by a library: the better.
     pub arithmetic: f64,
 }
 
@@ -158,15 +168,19 @@ pub fn ceilings(device: &mut dyn TimedDevice, model: &Model) -> Result<Ceilings>
     let n = model.product;
     let mut bench = Bench { device, model: *model };
     bench.device.clear();
-    let product = bench.dense([n, n, n], DType::BF16)?;
-    let multiplied = bench.device.time(&[product])?;
+    let product = bench.dense([n, n, n], DType::BF16, Format::Plain)?;
+    let mut multiplied = bench.device.time(&[product.clone().by_kernel()])?;
+    if bench.device.has_library() {
+        multiplied = multiplied.min(bench.device.time(&[product])?);
+    }
     Ok(Ceilings {
         bandwidth: 2.0 * model.copy as f64 / copied,
         arithmetic: 2.0 * (n as f64).powi(3) / multiplied,
     })
 }
 
-/// The ops of a layer of `model`, and of the draw, in the order of a step. `done` gets each as it comes.
+/// The ops of a layer of `model`, and of the draw, in the order of a step; those with large weights also with fp8 weights.
+/// `done` gets each as it comes.
 ///
 /// # Errors
 /// What went wrong on the device.
@@ -180,6 +194,7 @@ pub fn time_step(
     match step {
         Step::Decode { sequences, context } => bench.decode(sequences, context, done),
         Step::Prefill { tokens } => bench.prefill(tokens, done),
+        Step::Adapters { sequences, adapters, rank } => bench.adapters(sequences, adapters, rank, done),
     }
 }
 
@@ -190,6 +205,30 @@ struct Work {
     flops: usize,
     streamed: usize,
 }
+
+/// How an op's weights are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Plain,
+    Fp8,
+}
+
+impl Format {
+    /// Both.
+    const ALL: [Format; 2] = [Format::Plain, Format::Fp8];
+
+    /// Of the two names the one that is for it.
+    fn name(self, [plain, fp8]: [&'static str; 2]) -> &'static str {
+        if self == Format::Plain { plain } else { fp8 }
+    }
+
+    /// Bytes of weights `[rows, k]`.
+    fn bytes(self, rows: usize, k: usize) -> usize {
+        if self == Format::Plain { rows * k * 2 } else { rows * (k + 4) }
+    }
+}
+
+type Done<'a> = &'a mut dyn FnMut(Timing);
 
 struct Bench<'a> {
     device: &'a mut dyn TimedDevice,
@@ -222,10 +261,10 @@ impl Bench<'_> {
     }
 
     /// A product of random rows with random weights, `[rows, n, k]`.
-    fn dense(&mut self, [rows, n, k]: [usize; 3], out_dtype: DType) -> Result<Launch> {
+    fn dense(&mut self, [rows, n, k]: [usize; 3], out_dtype: DType, format: Format) -> Result<Launch> {
         dense(&Dense {
             x: self.weights("x", rows * k)?,
-            w: Weights::Plain(self.weights("w", n * k)?),
+            w: self.stored("w", format, n, k)?,
             bias: Ptr::NONE,
             out: self.space("out", rows * n * out_dtype.size())?,
             rows: self.indices("rows", &[rows as u32])?,
@@ -237,6 +276,17 @@ impl Bench<'_> {
         })
     }
 
+    /// Random weights `[rows, k]`.
+    fn stored(&mut self, name: &str, format: Format, rows: usize, k: usize) -> Result<Weights> {
+        Ok(match format {
+            Format::Plain => Weights::Plain(self.weights(name, rows * k)?),
+            Format::Fp8 => Weights::Fp8 {
+                codes: self.random(name, DType::U8, rows * k)?,
+                scales: self.random("scales", DType::F32, rows)?,
+            },
+        })
+    }
+
     /// Random bf16.
     fn weights(&mut self, name: &str, len: usize) -> Result<Ptr> {
         self.random(name, DType::BF16, len)
@@ -245,7 +295,8 @@ impl Bench<'_> {
     fn random(&mut self, name: &str, dtype: DType, len: usize) -> Result<Ptr> {
         let out = self.device.alloc(name, len * dtype.size(), Use::ReadWrite)?;
         // The buffer's address is a seed that no other buffer has.
-        self.device.launch(&fill(&Fill { out, dtype, len, seed: out.0, scale: 0.05 })?)?;
+        let scale = if dtype == DType::U8 { fp8::MAX } else { 0.05 };
+        self.device.launch(&fill(&Fill { out, dtype, len, seed: out.0, scale })?)?;
         Ok(out)
     }
 

@@ -1,6 +1,6 @@
 //! The ops of a step, one after another.
 
-use super::{Bench, Timing, Work};
+use super::{Bench, Done, Format, Work};
 use crate::check::hash;
 use crate::device::expert_align::{ExpertAlign, expert_align};
 use crate::device::expert_stream::{self, Delta, Experts, expert_combine};
@@ -16,13 +16,11 @@ use crate::error::Result;
 use crate::kv::BLOCK;
 use crate::{DType, SeqSpan};
 
-const HALF: DType = DType::BF16;
+pub(super) const HALF: DType = DType::BF16;
 /// Bytes of an element.
-const B: usize = 2;
+pub(super) const B: usize = 2;
 /// Blocks of a launch of the attention of one token that fill a large GPU twice.
 const BLOCKS: usize = 264;
-
-type Done<'a> = &'a mut dyn FnMut(Timing);
 
 impl Bench<'_> {
     pub(super) fn decode(&mut self, sequences: usize, context: usize, done: Done<'_>) -> Result<()> {
@@ -61,7 +59,7 @@ impl Bench<'_> {
             },
         )?);
         self.experts(sequences, expert_stream::expert_up, expert_stream::expert_down, done)?;
-        self.product("dense head", [sequences, m.vocab, m.h], DType::F32, done)?;
+        self.product("dense head", [sequences, m.vocab, m.h], DType::F32, Format::Plain, done)?;
         let work = Work { bytes: sequences * m.vocab * 4, ..Work::default() };
         done(self.time("sample", format!("{sequences} × {}", m.vocab), work, &|bench| {
             let how = Sampling {
@@ -145,7 +143,10 @@ impl Bench<'_> {
             };
             Ok(vec![rms_norm(&op)?])
         })?);
-        self.product("dense qkv", [rows, heads.width(), m.h], HALF, done)?;
+        for format in Format::ALL {
+            let op = format.name(["dense qkv", "dense qkv fp8"]);
+            self.product(op, [rows, heads.width(), m.h], HALF, format, done)?;
+        }
         let work = Work { bytes: 2 * rows * heads.width() * B, ..Work::default() };
         done(self.time("rope_kv_write", format!("{rows} × {}", heads.width()), work, &|bench| {
             let numbers: Vec<u32> = (0..rows as u32).collect();
@@ -166,13 +167,29 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn product(&mut self, op: &'static str, shape: [usize; 3], out: DType, done: Done<'_>) -> Result<()> {
+    fn product(
+        &mut self,
+        op: &'static str,
+        shape: [usize; 3],
+        out: DType,
+        format: Format,
+        done: Done<'_>,
+    ) -> Result<()> {
         let [rows, n, k] = shape;
-        let weights = n * k * B;
+        let weights = format.bytes(n, k);
         let bytes = weights + rows * (k * B + n * out.size());
         let work = Work { bytes, flops: 2 * rows * n * k, streamed: weights };
-        let build = |bench: &mut Bench<'_>| Ok(vec![bench.dense(shape, out)?]);
-        done(self.time(op, format!("{rows} × {n} × {k}"), work, &build)?);
+        let extents = format!("{rows} × {n} × {k}");
+        let build = |bench: &mut Bench<'_>| Ok(vec![bench.dense(shape, out, format)?]);
+        self.device.clear();
+        if !self.device.has_library() || self.dense(shape, out, format)?.product.is_none() {
+            done(self.time(op, extents, work, &build)?);
+            return Ok(());
+        }
+        done(self.time(op, format!("{extents}, cuBLASLt"), work, &build)?);
+        done(self.time(op, format!("{extents}, tiles"), work, &|bench| {
+            Ok(vec![bench.dense(shape, out, format)?.by_kernel()])
+        })?);
         Ok(())
     }
 
@@ -182,8 +199,11 @@ impl Bench<'_> {
         let ids = routed(tokens, m.ranks, m.experts);
         let hit = (0..m.experts as u32).filter(|expert| ids.contains(expert)).count();
         let (pairs, shape) = (tokens * m.ranks, format!("{tokens} tokens, {hit} experts hit"));
-        self.product("dense output", [tokens, m.h, m.heads.q * m.heads.dim], HALF, done)?;
-        self.product("dense router", [tokens, m.experts, m.h], HALF, done)?;
+        for format in Format::ALL {
+            let op = format.name(["dense output", "dense output fp8"]);
+            self.product(op, [tokens, m.h, m.heads.q * m.heads.dim], HALF, format, done)?;
+        }
+        self.product("dense router", [tokens, m.experts, m.h], HALF, Format::Plain, done)?;
         let work = Work { bytes: tokens * m.experts * B + pairs * 8, ..Work::default() };
         done(self.time("route_topk", format!("{tokens} × {}", m.experts), work, &|bench| {
             let op = RouteTopk {
@@ -203,34 +223,40 @@ impl Bench<'_> {
         done(self.time("expert_align", format!("{pairs} pairs"), work, &|bench| {
             Ok(vec![bench.aligned(&ids, tokens)?.1])
         })?);
-        let weights = hit * 2 * m.inner * m.h * B;
-        let work = Work {
-            bytes: weights + (tokens * m.h + pairs * m.inner) * B,
-            flops: 2 * pairs * 2 * m.inner * m.h,
-            streamed: weights,
-        };
-        done(self.time("expert_up", shape.clone(), work, &|bench| {
-            let (experts, align) = bench.aligned(&ids, tokens)?;
-            bench.device.launch(&align)?;
-            let x = bench.weights("x", tokens * m.h)?;
-            let w13 = bench.weights("w13", m.experts * 2 * m.inner * m.h)?;
-            let act = bench.space("act", pairs * m.inner * B)?;
-            Ok(vec![up(&experts, x, Weights::Plain(w13), Delta::NONE, act)?])
-        })?);
-        let weights = hit * m.inner * m.h * B;
-        let work = Work {
-            bytes: weights + pairs * (m.inner * B + m.h * 4),
-            flops: 2 * pairs * m.inner * m.h,
-            streamed: weights,
-        };
-        done(self.time("expert_down", shape, work, &|bench| {
-            let (experts, align) = bench.aligned(&ids, tokens)?;
-            bench.device.launch(&align)?;
-            let act = bench.weights("act", pairs * m.inner)?;
-            let w2 = bench.weights("w2", m.experts * m.inner * m.h)?;
-            let y = bench.space("y", pairs * m.h * 4)?;
-            Ok(vec![down(&experts, act, Weights::Plain(w2), Delta::NONE, y)?])
-        })?);
+        for format in Format::ALL {
+            let weights = format.bytes(hit * 2 * m.inner, m.h);
+            let work = Work {
+                bytes: weights + (tokens * m.h + pairs * m.inner) * B,
+                flops: 2 * pairs * 2 * m.inner * m.h,
+                streamed: weights,
+            };
+            let op = format.name(["expert_up", "expert_up fp8"]);
+            done(self.time(op, shape.clone(), work, &|bench| {
+                let (experts, align) = bench.aligned(&ids, tokens)?;
+                bench.device.launch(&align)?;
+                let x = bench.weights("x", tokens * m.h)?;
+                let w13 = bench.stored("w13", format, m.experts * 2 * m.inner, m.h)?;
+                let act = bench.space("act", pairs * m.inner * B)?;
+                Ok(vec![up(&experts, x, w13, Delta::NONE, act)?])
+            })?);
+        }
+        for format in Format::ALL {
+            let weights = format.bytes(hit * m.h, m.inner);
+            let work = Work {
+                bytes: weights + pairs * (m.inner * B + m.h * 4),
+                flops: 2 * pairs * m.inner * m.h,
+                streamed: weights,
+            };
+            let op = format.name(["expert_down", "expert_down fp8"]);
+            done(self.time(op, shape.clone(), work, &|bench| {
+                let (experts, align) = bench.aligned(&ids, tokens)?;
+                bench.device.launch(&align)?;
+                let act = bench.weights("act", pairs * m.inner)?;
+                let w2 = bench.stored("w2", format, m.experts * m.h, m.inner)?;
+                let y = bench.space("y", pairs * m.h * 4)?;
+                Ok(vec![down(&experts, act, w2, Delta::NONE, y)?])
+            })?);
+        }
         let work = Work { bytes: pairs * m.h * 4 + tokens * m.h * B, ..Work::default() };
         done(self.time("expert_combine", format!("{pairs} × {}", m.h), work, &|bench| {
             let (experts, _) = bench.aligned(&ids, tokens)?;
@@ -284,7 +310,7 @@ impl Bench<'_> {
 type Product = fn(&Experts, Ptr, Weights, Delta, Ptr) -> Result<Launch>;
 
 /// `ranks` different experts of each token, spread by a hash.
-fn routed(tokens: usize, ranks: usize, experts: usize) -> Vec<u32> {
+pub(super) fn routed(tokens: usize, ranks: usize, experts: usize) -> Vec<u32> {
     let token = |token: usize| {
         let mut all: Vec<u32> = (0..experts as u32).collect();
         all.sort_by_key(|expert| hash((token * experts) as u64 + u64::from(*expert), 9));
