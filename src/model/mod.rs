@@ -15,7 +15,6 @@ mod gguf_value;
 mod hf_config;
 mod lora;
 mod rope_scaling;
-mod scoring_head;
 mod source;
 mod upload;
 mod weights;
@@ -25,7 +24,10 @@ pub use config::{
     Activation, DecoderConfig, EncoderConfig, HeadStyle, ModelConfig, MoeConfig, PositionStyle, RopeConfig,
     RopeScaling, ScoreScale, ScoringHead,
 };
-pub use decoder::{Decoder, DeviceAdapters, DeviceDecoder, DeviceFootprint, DeviceFormat, DeviceOptions};
+pub use decoder::{
+    AdapterLoader, Decoder, DeviceAdapters, DeviceDecoder, DeviceFootprint, DeviceFormat, DeviceOptions,
+    DeviceStep, ExpertProbe,
+};
 pub use encoder::{DeviceEncoder, DeviceEncoderOptions, Encoder};
 pub use error::ModelError;
 pub use footprint::Footprint;

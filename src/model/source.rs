@@ -23,6 +23,8 @@ pub struct ModelSource {
 enum Files {
     Folder(PathBuf),
     Gguf(GgufFile),
+    /// None: its weights are dummies.
+    None,
 }
 
 /// Where the tokenizer comes from; `text` builds it.
@@ -147,6 +149,12 @@ impl ModelSource {
         Ok(ModelSource { path: path.to_owned(), config, files: Files::Gguf(file) })
     }
 
+    /// A model without files, whose weights are dummies whatever the options of a load say: for measuring.
+    #[must_use]
+    pub fn of_dummies(config: ModelConfig) -> ModelSource {
+        ModelSource { path: PathBuf::new(), config, files: Files::None }
+    }
+
     /// What the model is.
     #[must_use]
     pub fn config(&self) -> &ModelConfig {
@@ -164,6 +172,7 @@ impl ModelSource {
         match &self.files {
             Files::Folder(dir) => Ok(Tensors::Safetensors(SafetensorFiles::open(dir)?)),
             Files::Gguf(file) => Ok(Tensors::Gguf(file)),
+            Files::None => Ok(Tensors::Dummy),
         }
     }
 
@@ -180,6 +189,10 @@ impl ModelSource {
                 Ok(TokenizerSource::Json { tokenizer, config })
             }
             Files::Gguf(file) => vocabulary(file).map(|vocab| TokenizerSource::Gguf(Box::new(vocab))),
+            Files::None => {
+                let found = "it is of dummies alone".to_owned();
+                Err(ModelError::NotAModel { path: self.path.clone(), found })
+            }
         }
     }
 
@@ -220,6 +233,7 @@ impl ModelSource {
                 .get("tokenizer.chat_template")
                 .and_then(GgufValue::as_str)
                 .map(str::to_owned)),
+            Files::None => Ok(None),
         }
     }
 
@@ -258,6 +272,7 @@ impl ModelSource {
                 }));
                 Ok(GenerationConfig { eos: distinct(eos), ..Default::default() })
             }
+            Files::None => Ok(GenerationConfig::default()),
         }
     }
 

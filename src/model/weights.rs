@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
+use rayon::prelude::*;
+use tarn_kernels::device::{Use, fill};
 use tarn_kernels::{Exec, MappedFile, WeightData, WeightFormat, cast};
 
 use super::error::{ModelError, Result};
@@ -81,6 +84,32 @@ pub(super) enum Elements<'a> {
     F16(Vec<f16>),
     BF16(Vec<bf16>),
     Blocks(tarn_kernels::blocks::BlockFormat, Vec<u8>),
+    Dummy(DummyTensor),
+}
+
+/// A tensor of random values that follow from its name, even in ±[`DummyTensor::BOUND`]: those of [`fill`], so that a device
+/// fills it where it is needed and a CPU has the same. The host's values are made when somebody first reads them.
+pub(super) struct DummyTensor {
+    pub(super) seed: u64,
+    pub(super) len: usize,
+    values: OnceLock<Vec<bf16>>,
+}
+
+impl DummyTensor {
+    /// Largest magnitude: a row of a few thousand such weights keeps a normalised input's size, about.
+    pub(super) const BOUND: f32 = 0.05;
+
+    fn new(name: &str, shape: &[usize]) -> DummyTensor {
+        let seed = name
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        DummyTensor { seed, len: shape.iter().product(), values: OnceLock::new() }
+    }
+
+    fn values(&self) -> &[bf16] {
+        let value = |at| bf16::from_f32(fill::value(at, self.seed) * DummyTensor::BOUND);
+        self.values.get_or_init(|| (0..self.len as u64).into_par_iter().map(value).collect())
+    }
 }
 
 impl Elements<'_> {
@@ -91,6 +120,15 @@ impl Elements<'_> {
             Elements::F16(data) => WeightData::F16(data),
             Elements::BF16(data) => WeightData::BF16(data),
             Elements::Blocks(format, data) => WeightData::Blocks(*format, data),
+            Elements::Dummy(tensor) => WeightData::BF16(tensor.values()),
+        }
+    }
+
+    /// How many whole rows of `k` weights it has, if they are whole.
+    pub(super) fn rows(&self, k: usize) -> Option<usize> {
+        match self {
+            Elements::Dummy(tensor) => (k > 0 && tensor.len.is_multiple_of(k)).then(|| tensor.len / k),
+            stored => stored.data().rows(k),
         }
     }
 }
@@ -105,6 +143,11 @@ pub(super) enum Tensors<'a> {
 impl Tensors<'_> {
     pub(super) fn is_gguf(&self) -> bool {
         matches!(self, Tensors::Gguf(_))
+    }
+
+    /// What weights on a device are to its kernels, of which one fills dummies.
+    pub(super) fn r#use(&self) -> Use {
+        if matches!(self, Tensors::Dummy) { Use::ReadWrite } else { Use::Read }
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -123,7 +166,7 @@ impl Tensors<'_> {
                 let tensor = gguf_tensor(file, name, shape)?;
                 gguf_elements(name, tensor.kind, file.bytes(tensor))
             }
-            Tensors::Dummy => Ok(Elements::BF16(dummy(name, shape))),
+            Tensors::Dummy => Ok(Elements::Dummy(DummyTensor::new(name, shape))),
         }
     }
 
@@ -218,20 +261,6 @@ pub(super) fn floats<'b>(name: &str, dtype: &str, bytes: &'b [u8]) -> Result<Ele
             });
         }
     })
-}
-
-/// Values of a counter hash over the tensor's name: the same in every process, spread over about ±0.05.
-fn dummy(name: &str, shape: &[usize]) -> Vec<bf16> {
-    let seed = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
-    (0..shape.iter().product::<usize>() as u64)
-        .map(|at| {
-            let mut z = at.wrapping_add(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            z = (z ^ (z >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            bf16::from_f32(((z >> 40) as f32 / (1_u64 << 24) as f32 - 0.5) * 0.1)
-        })
-        .collect()
 }
 
 /// The safetensors files of a folder.

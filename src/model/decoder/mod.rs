@@ -19,7 +19,11 @@ use super::footprint::ADAPTED_AT_ONCE;
 use super::rope_scaling::frequencies;
 use super::source::ModelSource;
 use super::weights::{LoadOptions, LoadProgress, Tensors};
-pub use device::{DeviceAdapters, DeviceDecoder, DeviceFootprint, DeviceFormat, DeviceOptions};
+pub use device::{
+    AdapterLoader, DeviceAdapters, DeviceDecoder, DeviceFootprint, DeviceFormat, DeviceOptions, DeviceStep,
+    ExpertProbe,
+};
+pub(super) use device::{Counter, placed};
 use layer::{Layer, Pass};
 use load::Names;
 
@@ -191,6 +195,9 @@ impl Decoder {
     pub fn forward(&mut self, batch: &ForwardBatch<'_>, kv: &mut KvCache) -> Result<Logits<'_>> {
         batch.check(self.max_tokens, self.max_rows)?;
         check_adapters(&self.config, self.max_adapter_rank(), batch)?;
+        if batch.adapters.iter().any(|adapter| adapter.dummy().is_some()) {
+            return Err(ModelError::Batch { what: "a dummy adapter, which only a device has".to_owned() });
+        }
         let tokens = batch.input_ids.len();
         let exec = &self.exec;
         let state = &mut self.state;

@@ -1,6 +1,6 @@
 //! An encoder's weights by name.
 
-use tarn_kernels::{EmbeddingTable, WeightData, WeightFormat, pack};
+use tarn_kernels::{EmbeddingTable, WeightFormat, pack};
 
 use super::super::config::EncoderConfig;
 use super::super::error::Result;
@@ -35,7 +35,12 @@ pub(super) struct EmbeddingTensors<'a> {
 
 impl<'a> DenseTensors<'a> {
     /// The parts `names`, `[n, k]` each, one below the other.
-    fn find(tensors: &'a Tensors<'_>, names: &[String], n: usize, k: usize) -> Result<DenseTensors<'a>> {
+    pub(super) fn find(
+        tensors: &'a Tensors<'_>,
+        names: &[String],
+        n: usize,
+        k: usize,
+    ) -> Result<DenseTensors<'a>> {
         let (mut parts, mut bias) = (Vec::with_capacity(names.len()), Vec::new());
         for name in names {
             parts.push(tensors.get(&format!("{name}.weight"), &[n, k])?);
@@ -45,12 +50,12 @@ impl<'a> DenseTensors<'a> {
     }
 
     /// The parts with their rows.
-    pub(super) fn parts(&self) -> impl Iterator<Item = (WeightData<'_>, usize)> {
-        self.parts.iter().map(|part| (part.data(), self.n / self.parts.len()))
+    pub(super) fn parts(&self) -> impl Iterator<Item = (&Elements<'a>, usize)> {
+        self.parts.iter().map(|part| (part, self.n / self.parts.len()))
     }
 
-    fn pack(self, target: Option<WeightFormat>) -> Result<Dense> {
-        let parts: Vec<_> = self.parts().collect();
+    pub(super) fn pack(self, target: Option<WeightFormat>) -> Result<Dense> {
+        let parts: Vec<_> = self.parts().map(|(part, rows)| (part.data(), rows)).collect();
         let weight = pack::dense_rows(&parts, self.k, target)?;
         Ok(Dense { weight, bias: self.bias })
     }

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`load`] | weights by name |
 //! | [`layer`] | a layer's pass on the CPU |
+//! | [`scoring_head`] | from the first token to a logit |
 //! | [`device`] | weights and passes on a device |
 
 mod device;
 mod layer;
 mod load;
+mod scoring_head;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +21,11 @@ use tarn_kernels::{
 
 use super::config::{EncoderConfig, ModelConfig, PositionStyle};
 use super::error::{ModelError, Result};
-use super::scoring_head::ScoringLayers;
 use super::source::ModelSource;
 use super::weights::{LoadOptions, LoadProgress, Tensors};
 use layer::{Layer, Norm};
 use load::{EmbeddingTensors, LayerTensors, table};
+use scoring_head::{HeadTensors, ScoringLayers, no_head};
 
 pub use device::{DeviceEncoder, DeviceEncoderOptions};
 
@@ -85,7 +87,10 @@ impl Encoder {
         let found = EmbeddingTensors::find(config, &tensors)?;
         let max_tokens = options.max_num_batched_tokens.max(config.max_tokens);
         let head = match config.head {
-            Some(head) => Some(ScoringLayers::load(&tensors, head.style, hidden, max_tokens, target)?),
+            Some(head) => {
+                let found = HeadTensors::find(&tensors, head.style, hidden)?;
+                Some(ScoringLayers::new(found, hidden, max_tokens, target)?)
+            }
             None => None,
         };
         Ok(Encoder {
@@ -196,12 +201,9 @@ impl Encoder {
 
     /// Runs the layers; the token states are then in `self.state.x`.
     fn states(&mut self, tokens: Tokens<'_>, cu_seqlens: &[u32], gate: Option<&Gate>) -> Result<()> {
+        check(&self.config, self.max_tokens, self.max_tokens, tokens, cu_seqlens)?;
         let Tokens { ids: input_ids, types: type_ids } = tokens;
         let tokens = input_ids.len();
-        check(&self.config, self.max_tokens, self.max_tokens, tokens, cu_seqlens)?;
-        if !type_ids.is_empty() && type_ids.len() != tokens {
-            return Err(ModelError::Batch { what: format!("{tokens} tokens, {} type ids", type_ids.len()) });
-        }
         let (exec, state, config) = (&self.exec, &mut self.state, &self.config);
         count_positions(config, cu_seqlens, &mut state.position_ids);
         embed_rows(exec, input_ids, &self.words, state.x.head_mut(tokens)?)?;
@@ -245,7 +247,7 @@ impl Encoder {
     fn logits(&mut self, cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<()> {
         match &mut self.head {
             Some(head) => head.logits(&self.exec, &mut self.state.ws, &self.state.x, cu_seqlens, out),
-            None => Err(ModelError::Batch { what: "pairs to score, and a model without a head".to_owned() }),
+            None => Err(no_head()),
         }
     }
 }
@@ -262,18 +264,23 @@ fn config_of(source: &ModelSource) -> Result<&EncoderConfig> {
     }
 }
 
-/// Refuses a batch of more than `max_tokens` tokens or `max_sequences` sequences, bounds that do not cover its tokens,
-/// and a sequence that is too long.
+/// Refuses a batch of more than `max_tokens` tokens or `max_sequences` sequences, types of other tokens, bounds that do
+/// not cover its tokens, and a sequence that is too long.
 fn check(
     config: &EncoderConfig,
     max_tokens: usize,
     max_sequences: usize,
-    tokens: usize,
+    tokens: Tokens<'_>,
     cu_seqlens: &[u32],
 ) -> Result<()> {
     let wrong = |what: String| Err(ModelError::Batch { what });
+    let Tokens { ids, types } = tokens;
+    let tokens = ids.len();
     if tokens > max_tokens {
         return wrong(format!("{tokens} tokens, the encoder was sized for {max_tokens}"));
+    }
+    if !types.is_empty() && types.len() != tokens {
+        return wrong(format!("{tokens} tokens, {} type ids", types.len()));
     }
     if cu_seqlens.first() != Some(&0) || cu_seqlens.last().is_none_or(|end| *end as usize != tokens) {
         return wrong(format!("sequence bounds {cu_seqlens:?} do not cover {tokens} tokens"));

@@ -36,6 +36,7 @@ pub struct LoraAdapter {
     extents: Extents,
     rank: usize,
     bytes: usize,
+    dummy: Option<u64>,
 }
 
 /// The updates of a layer's products; `None` where the adapter has none.
@@ -89,7 +90,19 @@ impl LoraAdapter {
             .map(|at| update::layer(&found, &extents, at))
             .collect::<Result<Vec<LoraLayer>>>()?;
         let bytes = layers.iter().flat_map(LoraLayer::updates).map(LowRank::bytes).sum();
-        Ok(LoraAdapter { layers, extents, rank, bytes })
+        Ok(LoraAdapter { layers, extents, rank, bytes, dummy: None })
+    }
+
+    /// Random updates of rank `rank` of every product, for measuring: a device with dummy weights fills a slot with values
+    /// that follow from `seed`. The host has none of them, and the CPU's decoder refuses it.
+    #[must_use]
+    pub fn of_dummies(config: &DecoderConfig, rank: usize, seed: u64) -> LoraAdapter {
+        LoraAdapter { layers: Vec::new(), extents: Extents::of(config), rank, bytes: 0, dummy: Some(seed) }
+    }
+
+    /// What its values follow from, where it is a dummy: it has no layers then.
+    pub(super) fn dummy(&self) -> Option<u64> {
+        self.dummy
     }
 
     /// Its largest rank.
@@ -109,7 +122,7 @@ impl LoraAdapter {
         self.extents == Extents::of(config)
     }
 
-    /// What it does to layer `at`, which the model that it was loaded for has.
+    /// What it does, unless it is a dummy, to layer `at`, which the model that it was loaded for has.
     pub(super) fn layer(&self, at: usize) -> &LoraLayer {
         &self.layers[at]
     }

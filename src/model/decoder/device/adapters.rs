@@ -1,28 +1,35 @@
-//! Adapters on the device: slots of the largest rank, filled when a step first needs an adapter.
+//! Adapters on the device: slots of the largest rank, filled by whoever loads an adapter ([`AdapterLoader`]), else when a
+//! step first needs it.
 //!
 //! The products that are one on the device have one update: q, k and v, and gate and up. Their As are below each other,
 //! and B is zero where a part does not take a column. A slot's place is the same for every adapter, so that a list of
 //! launches serves all of them; what an adapter does not update is zero.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use tarn_kernels::LowRank;
 use tarn_kernels::device::expert_stream::interleave;
+use tarn_kernels::device::fill::{Fill, fill};
 use tarn_kernels::device::{Device, Ptr, Use};
 
-use super::super::super::batch::NO_ADAPTER;
 use super::super::super::error::{ModelError, Result};
 use super::super::super::lora::{LoraAdapter, LoraLayer};
 use super::super::super::upload::narrow;
+use super::super::super::weights::DummyTensor;
+use super::adapter_loader::{AdapterLoader, Place, SlotTable};
 use super::shape::Extents;
+
+/// Writes bytes of a buffer, from an offset on.
+pub(super) type Upload<'a> = &'a mut dyn FnMut(Ptr, usize, &[u8]) -> tarn_kernels::Result<()>;
 
 /// Memory of all slots, and which adapter is in which.
 #[derive(Debug)]
 pub(super) struct AdapterSlots {
-    pub(super) layers: Vec<LayerUpdates>,
+    pub(super) layers: Arc<[LayerUpdates]>,
     pub(super) scratch: Scratch,
-    slots: Vec<Slot>,
-    steps: u64,
+    table: Arc<SlotTable>,
+    /// What their memory is to kernels.
+    r#use: Use,
 }
 
 /// The updates of a layer's products.
@@ -66,18 +73,14 @@ pub(super) struct Scratch {
     pub(super) scales: Ptr,
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    adapter: Option<Weak<LoraAdapter>>,
-    last_used: u64,
-}
-
 impl AdapterSlots {
-    pub(super) fn new(device: &mut dyn Device, extents: &Extents) -> Result<AdapterSlots> {
-        let layers =
-            (0..extents.layers).map(|at| LayerUpdates::new(device, extents, at)).collect::<Result<_>>()?;
-        let slots = (0..extents.slots).map(|_| Slot::default()).collect();
-        Ok(AdapterSlots { layers, scratch: Scratch::new(device, extents)?, slots, steps: 0 })
+    /// Room for as many as `extents` has slots; their memory is to kernels what the weights' is.
+    pub(super) fn new(device: &mut dyn Device, extents: &Extents, r#use: Use) -> Result<AdapterSlots> {
+        let layers = (0..extents.layers)
+            .map(|at| LayerUpdates::new(device, extents, r#use, at))
+            .collect::<Result<_>>()?;
+        let table = Arc::new(SlotTable::new(extents.slots));
+        Ok(AdapterSlots { layers, scratch: Scratch::new(device, extents)?, table, r#use })
     }
 
     /// The slot of each of `adapters`, which are distinct; those that are in none replace the least recently used.
@@ -87,33 +90,43 @@ impl AdapterSlots {
         extents: &Extents,
         adapters: &[Arc<LoraAdapter>],
     ) -> Result<Vec<u32>> {
-        if adapters.len() > self.slots.len() {
-            let what = format!("{} adapters, the device has {} slots", adapters.len(), self.slots.len());
-            return Err(ModelError::Batch { what });
-        }
-        self.steps += 1;
-        let holds = |slot: &Slot, adapter: &Arc<LoraAdapter>| {
-            // A weak reference keeps the address from being given away.
-            slot.adapter.as_ref().is_some_and(|held| held.as_ptr() == Arc::as_ptr(adapter))
-        };
-        let mut found = vec![NO_ADAPTER; adapters.len()];
-        for (to, adapter) in found.iter_mut().zip(adapters) {
-            if let Some(at) = self.slots.iter().position(|slot| holds(slot, adapter)) {
-                self.slots[at].last_used = self.steps;
-                *to = at as u32;
+        let places = self.table.places(adapters)?.into_iter().zip(adapters);
+        let brought = places.map(|(place, adapter)| match place {
+            Place::Filled(at) => Ok(at as u32),
+            Place::Empty(filling) => {
+                self.fill(device, extents, filling.at, adapter)?;
+                let at = filling.at as u32;
+                filling.end(adapter);
+                Ok(at)
             }
-        }
-        for (to, adapter) in found.iter_mut().zip(adapters).filter(|(to, _)| **to == NO_ADAPTER) {
-            let oldest = (0..self.slots.len()).min_by_key(|at| self.slots[*at].last_used).unwrap_or(0);
-            // Should a copy fail, the slot holds nothing.
-            self.slots[oldest] = Slot { adapter: None, last_used: self.steps };
-            for (at, updates) in self.layers.iter().enumerate() {
-                updates.fill(device, extents, oldest, adapter.layer(at))?;
+        });
+        brought.collect()
+    }
+
+    /// Brings an adapter to slot `at`, behind what is queued.
+    fn fill(
+        &self,
+        device: &mut dyn Device,
+        extents: &Extents,
+        at: usize,
+        adapter: &LoraAdapter,
+    ) -> Result<()> {
+        match adapter.dummy() {
+            None => {
+                let put = &mut |to, from, bytes: &[u8]| device.upload(to, from, bytes);
+                let mut layers = self.layers.iter().zip(0..);
+                layers.try_for_each(|(updates, layer)| updates.fill(put, extents, at, adapter.layer(layer)))
             }
-            self.slots[oldest].adapter = Some(Arc::downgrade(adapter));
-            *to = oldest as u32;
+            Some(seed) if self.r#use == Use::ReadWrite => {
+                self.layers.iter().try_for_each(|updates| updates.dummies(device, extents, at, seed))
+            }
+            Some(_) => Err(ModelError::Batch { what: "a dummy adapter of weights that are none".to_owned() }),
         }
-        Ok(found)
+    }
+
+    /// What fills slots from other threads.
+    pub(super) fn loader(&self, device: &dyn Device, extents: &Extents) -> Result<AdapterLoader> {
+        Ok(AdapterLoader::new(device.copier()?, *extents, self.layers.clone(), self.table.clone()))
     }
 }
 
@@ -146,14 +159,14 @@ impl Scratch {
 }
 
 impl LayerUpdates {
-    fn new(device: &mut dyn Device, extents: &Extents, at: usize) -> Result<LayerUpdates> {
+    fn new(device: &mut dyn Device, extents: &Extents, r#use: Use, at: usize) -> Result<LayerUpdates> {
         let Extents { hidden, inner, heads, experts, routed, .. } = *extents;
         let attended = extents.attended();
         let mut update = |part: &str, experts: usize, fused: usize, n: usize, k: usize| -> Result<Update> {
             let rank = extents.rank(fused);
             let mut alloc = |factor: &str, elements: usize| {
                 let bytes = extents.bytes(extents.slots * experts * elements);
-                device.alloc(&format!("layer {at}: {factor} of {part}"), bytes, Use::Read)
+                device.alloc(&format!("layer {at}: {factor} of {part}"), bytes, r#use)
             };
             Ok(Update { a: alloc("A", rank * k)?, b: alloc("B", n * rank)?, experts, rank, n, k })
         };
@@ -167,29 +180,62 @@ impl LayerUpdates {
     }
 
     /// Writes what an adapter does to this layer into a slot.
-    fn fill(&self, device: &mut dyn Device, extents: &Extents, slot: usize, layer: &LoraLayer) -> Result<()> {
+    pub(super) fn fill(
+        &self,
+        put: Upload<'_>,
+        extents: &Extents,
+        slot: usize,
+        layer: &LoraLayer,
+    ) -> Result<()> {
         let (q, kv) = (extents.attended(), extents.heads.kv * extents.heads.dim);
-        let mut put = |update: &Update, expert: usize, from: Option<&LowRank>, parts: &[usize]| {
-            update.fill(device, extents, slot * update.experts + expert, from, parts)
+        let mut all = |update: &Update, expert: usize, from: Option<&LowRank>, parts: &[usize]| {
+            update.fill(put, extents, slot * update.experts + expert, from, parts)
         };
-        put(&self.qkv, 0, layer.qkv.as_ref(), &[q, kv, kv])?;
-        put(&self.output, 0, layer.output.as_ref(), &[extents.hidden])?;
+        all(&self.qkv, 0, layer.qkv.as_ref(), &[q, kv, kv])?;
+        all(&self.output, 0, layer.output.as_ref(), &[extents.hidden])?;
         if extents.routed {
-            put(&self.router, 0, layer.router.as_ref(), &[extents.experts])?;
+            all(&self.router, 0, layer.router.as_ref(), &[extents.experts])?;
         }
         for (expert, (w13, w2)) in layer.w13.iter().zip(&layer.w2).enumerate() {
-            put(&self.w13, expert, w13.as_ref(), &[extents.inner])?;
-            put(&self.w2, expert, w2.as_ref(), &[extents.hidden])?;
+            all(&self.w13, expert, w13.as_ref(), &[extents.inner])?;
+            all(&self.w2, expert, w2.as_ref(), &[extents.hidden])?;
         }
         Ok(())
+    }
+
+    /// Fills a slot with random updates of every product.
+    fn dummies(&self, device: &mut dyn Device, extents: &Extents, slot: usize, seed: u64) -> Result<()> {
+        let LayerUpdates { qkv, output, router, w13, w2 } = self;
+        [qkv, output, router, w13, w2]
+            .into_iter()
+            .filter(|update| update.n > 0)
+            .try_for_each(|update| update.dummies(device, extents, slot, seed))
     }
 }
 
 impl Update {
+    /// Fills A and B of all experts of `slot` with random values: of the largest rank, and of all columns.
+    fn dummies(&self, device: &mut dyn Device, extents: &Extents, slot: usize, seed: u64) -> Result<()> {
+        for (to, elements) in [(self.a, self.rank * self.k), (self.b, self.n * self.rank)] {
+            let len = self.experts * elements;
+            let out = to.offset(slot * extents.bytes(len));
+            // The address makes the values of every place others.
+            let seed = seed ^ out.0;
+            device.launch(&fill(&Fill {
+                out,
+                dtype: extents.dtype,
+                len,
+                seed,
+                scale: DummyTensor::BOUND,
+            })?)?;
+        }
+        Ok(())
+    }
+
     /// Writes A and B of virtual expert `at`; zeros for none. `parts` are the fused products' outputs.
     fn fill(
         &self,
-        device: &mut dyn Device,
+        put: Upload<'_>,
         extents: &Extents,
         at: usize,
         from: Option<&LowRank>,
@@ -215,7 +261,7 @@ impl Update {
         for (to, values) in [(self.a, a), (self.b, b)] {
             let mut bytes = vec![0; extents.bytes(values.len())];
             narrow(extents.dtype, &values, &mut bytes);
-            device.upload(to, at * bytes.len(), &bytes)?;
+            put(to, at * bytes.len(), &bytes)?;
         }
         Ok(())
     }

@@ -8,12 +8,13 @@ use super::super::super::upload::Uploader;
 use super::DeviceFormat;
 use super::shape::{Extents, padded};
 
-/// What a step uploads, u32. Of lists that are padded, only the first as many as their count are read.
+/// What a step reads, u32, uploaded but for ids that the step before drew. Of lists that are padded, only the first as many
+/// as their count are read.
 #[derive(Debug)]
 pub(super) struct Inputs {
     /// The number of tokens.
     pub(super) tokens: Ptr,
-    /// `[tokens]`.
+    /// `[tokens]`. What a step draws is put there again, from the first on: a step that follows finds its tokens.
     pub(super) ids: Ptr,
     /// `[tokens]`.
     pub(super) positions: Ptr,
@@ -73,8 +74,6 @@ pub(super) struct Activations {
     pub(super) normed: Ptr,
     /// `[sequences, vocab]` f32.
     pub(super) logits: Ptr,
-    /// `[sequences]` u32.
-    pub(super) drawn: Ptr,
 }
 
 fn words(device: &mut dyn Device, name: &str, count: usize) -> Result<Ptr> {
@@ -86,7 +85,7 @@ impl Inputs {
         let (tokens, sequences) = (extents.tokens, extents.sequences);
         Ok(Inputs {
             tokens: words(device, "number of tokens", 1)?,
-            ids: words(device, "token ids", tokens)?,
+            ids: device.alloc("token ids", tokens.max(sequences) * 4, Use::ReadWrite)?,
             positions: words(device, "positions", tokens)?,
             slots: words(device, "slots", tokens)?,
             adapters: words(device, "adapter slots", tokens)?,
@@ -123,7 +122,7 @@ impl Activations {
                 device.upload(ids, 0, &vec![0; tokens * 4])?;
                 (
                     ids,
-                    Uploader::new(device, extents.dtype, DeviceFormat::Plain)
+                    Uploader::new(device, extents.dtype, DeviceFormat::Plain, Use::Read)
                         .vector("its weights", &vec![1.0; tokens])?,
                 )
             }
@@ -158,7 +157,6 @@ impl Activations {
             sorted_pairs: bytes("sorted pairs", pairs * 4)?,
             expert_out: bytes("experts' rows", pairs * hidden * 4)?,
             logits: bytes("logits", sequences * vocab * 4)?,
-            drawn: bytes("drawn", sequences * 4)?,
         })
     }
 }

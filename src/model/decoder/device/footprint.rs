@@ -1,7 +1,7 @@
 //! What a decoder takes of a device, before there is one: the buffers are asked of a device that only counts.
 
 use tarn_kernels::KernelError;
-use tarn_kernels::device::{Device, Launch, Ptr, Use};
+use tarn_kernels::device::{Copier, Device, Launch, Ptr, Reading, Use};
 
 use super::super::super::config::DecoderConfig;
 use super::super::super::error::Result;
@@ -35,7 +35,7 @@ impl DeviceDecoder {
         Activations::new(&mut workspace, &extents)?;
         let mut adapters = Counter::default();
         if extents.slots > 0 {
-            AdapterSlots::new(&mut adapters, &extents)?;
+            AdapterSlots::new(&mut adapters, &extents, Use::Read)?;
         }
         Ok(DeviceFootprint {
             weights: weights(config, options),
@@ -72,14 +72,14 @@ fn weights(config: &DecoderConfig, options: &DeviceOptions) -> usize {
 }
 
 /// What a buffer takes: the driver gives memory in units, large buffers have their own.
-fn placed(bytes: usize) -> usize {
+pub(in crate::model) fn placed(bytes: usize) -> usize {
     if bytes >= 1 << 20 { bytes.next_multiple_of(2 << 20) } else { bytes.max(1).next_multiple_of(512) }
 }
 
 /// A device that counts what is asked of it.
 #[derive(Debug, Default)]
-struct Counter {
-    bytes: usize,
+pub(in crate::model) struct Counter {
+    pub(in crate::model) bytes: usize,
 }
 
 fn only_counts() -> KernelError {
@@ -100,8 +100,17 @@ impl Device for Counter {
         Err(only_counts())
     }
 
-    fn launch(&mut self, _launch: &Launch) -> tarn_kernels::Result<()> {
+    fn read(&mut self, _from: Ptr, _offset: usize, _bytes: usize) -> tarn_kernels::Result<Reading> {
         Err(only_counts())
+    }
+
+    fn finish(&mut self, _reading: Reading) -> tarn_kernels::Result<Vec<u8>> {
+        Err(only_counts())
+    }
+
+    /// Weights that are filled there are only counted.
+    fn launch(&mut self, _launch: &Launch) -> tarn_kernels::Result<()> {
+        Ok(())
     }
 
     fn record(&mut self, _launches: Vec<Launch>) -> tarn_kernels::Result<usize> {
@@ -114,6 +123,10 @@ impl Device for Counter {
 
     fn synchronize(&mut self) -> tarn_kernels::Result<()> {
         Ok(())
+    }
+
+    fn copier(&self) -> tarn_kernels::Result<Box<dyn Copier>> {
+        Err(only_counts())
     }
 }
 

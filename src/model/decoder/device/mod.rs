@@ -9,33 +9,40 @@
 //! | [`shape`] | extents, and counts rounded up: what a list depends on |
 //! | [`pass`] | the list |
 //! | [`weights`] | weights in the device's layout |
-//! | [`adapters`] | slots of adapters |
+//! | [`adapters`], [`adapter_loader`] | slots of adapters; filling them beside the steps |
 //! | [`footprint`] | what all of it takes, before there is a device |
+//! | [`probe`] | how many experts steps hit, where somebody measures |
 //! | [`buffers`], [`step`] | what a step reads and writes; from a [`ForwardBatch`](super::super::ForwardBatch) to it |
 
+mod adapter_loader;
 mod adapters;
 mod buffers;
 mod footprint;
 mod pass;
+mod probe;
 mod shape;
 mod step;
 mod weights;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tarn_kernels::DType;
-use tarn_kernels::device::{Device, Use};
+use tarn_kernels::device::{Device, READ, Use};
 
 use super::super::config::{DecoderConfig, ModelConfig};
 use super::super::error::Result;
 use super::super::source::ModelSource;
 use super::super::weights::{LoadProgress, Tensors};
+pub use adapter_loader::AdapterLoader;
 use adapters::AdapterSlots;
 use buffers::{Activations, Inputs};
 pub use footprint::DeviceFootprint;
+pub(in crate::model) use footprint::{Counter, placed};
 use pass::Parts;
+pub use probe::ExpertProbe;
 use shape::{Extents, Shape};
-use step::Pending;
+pub use step::DeviceStep;
 use weights::DecoderWeights;
 
 /// How a decoder is brought to a device.
@@ -52,7 +59,7 @@ pub struct DeviceOptions {
     pub max_model_len: usize,
     /// Room for adapters.
     pub adapters: Option<DeviceAdapters>,
-    /// Random weights of the right shapes instead of the files'.
+    /// Random weights of the right shapes instead of the files', filled on the device.
     pub dummy_weights: bool,
     /// Called after each layer.
     pub progress: Option<Box<dyn Fn(LoadProgress) + Send>>,
@@ -92,7 +99,11 @@ pub struct DeviceDecoder {
     /// The lists that come again, which are few: layers of decoding, and heads by rows and whether they draw.
     decoding: HashMap<Shape, usize>,
     heads: HashMap<(usize, bool), usize>,
-    pending: Option<Pending>,
+    /// Steps that were launched.
+    launched: u64,
+    /// Tokens that the last of them draws.
+    drawn: usize,
+    probe: Option<Arc<ExpertProbe>>,
     logits: Vec<f32>,
 }
 
@@ -120,10 +131,13 @@ impl DeviceDecoder {
             weights: DecoderWeights::load(memory, config, &extents, &tensors, options)?,
             inputs: Inputs::new(memory, &extents)?,
             activations: Activations::new(memory, &extents)?,
-            adapters: (extents.slots > 0).then(|| AdapterSlots::new(memory, &extents)).transpose()?,
+            adapters: (extents.slots > 0)
+                .then(|| AdapterSlots::new(memory, &extents, tensors.r#use()))
+                .transpose()?,
             cache: Vec::new(),
             extents,
         };
+        device.synchronize()?;
         Ok(DeviceDecoder {
             config: config.clone(),
             device,
@@ -131,7 +145,9 @@ impl DeviceDecoder {
             blocks: 0,
             decoding: HashMap::new(),
             heads: HashMap::new(),
-            pending: None,
+            launched: 0,
+            drawn: 0,
+            probe: None,
             logits: Vec::new(),
         })
     }
@@ -180,9 +196,18 @@ impl DeviceDecoder {
         &*self.device
     }
 
+    /// What brings adapters to its slots beside its steps; `None` without slots.
+    ///
+    /// # Errors
+    /// [`ModelError`](super::super::ModelError) of the device.
+    pub fn adapter_loader(&self) -> Result<Option<AdapterLoader>> {
+        let Parts { adapters, extents, .. } = &self.parts;
+        adapters.as_ref().map(|slots| slots.loader(&*self.device, extents)).transpose()
+    }
+
     /// Rows of logits that a step may draw tokens from on the device.
     #[must_use]
     pub fn max_rows(&self) -> usize {
-        self.parts.extents.sequences
+        self.parts.extents.sequences.min(READ / 4)
     }
 }

@@ -64,7 +64,7 @@ impl Parts {
         Ok(pass.list)
     }
 
-    /// The logits of up to `rows` wanted rows, and the tokens drawn from them where they are `sampled`.
+    /// The logits of up to `rows` wanted rows, and the tokens drawn from them where they are `sampled`: the next step's ids.
     pub(super) fn head(&self, rows: usize, sampled: bool) -> Result<Vec<Launch>> {
         let Extents { dtype, hidden, vocab, eps, .. } = self.extents;
         let (to, count) = (&self.activations, self.inputs.rows);
@@ -103,7 +103,7 @@ impl Parts {
         };
         let mut list = vec![gather_rows(&gather)?, rms_norm(&norm)?, dense(&head)?];
         if sampled {
-            let (logits, how, ids) = (to.logits, self.inputs.how, to.drawn);
+            let (logits, how, ids) = (to.logits, self.inputs.how, self.inputs.ids);
             list.push(sample(&Sample { logits, how, ids, rows: count, max_rows: rows, vocab })?);
         }
         Ok(list)

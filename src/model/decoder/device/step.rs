@@ -3,7 +3,7 @@
 use std::collections::hash_map::Entry;
 
 use tarn_kernels::device::sample::Sampling;
-use tarn_kernels::device::{Device, Launch};
+use tarn_kernels::device::{Device, Launch, Reading};
 use tarn_kernels::{BLOCK, View};
 
 use super::super::super::batch::{ForwardBatch, Logits, NO_ADAPTER};
@@ -12,14 +12,32 @@ use super::super::check_adapters;
 use super::DeviceDecoder;
 use super::shape::{Shape, padded};
 
-/// A step that was launched.
+/// A step that was launched, for its decoder to say what it yields.
 #[derive(Debug)]
-pub(super) struct Pending {
-    /// Rows wanted.
+#[must_use = "what a step yields is for somebody who waits for it"]
+pub struct DeviceStep {
+    /// How many were launched before.
+    number: u64,
+    yields: Yields,
+}
+
+#[derive(Debug)]
+enum Yields {
+    Logits(Wanted),
+    /// The token of each row.
+    Tokens(Reading),
+}
+
+/// Rows whose logits are wanted.
+#[derive(Debug)]
+struct Wanted {
     rows: Vec<u32>,
     /// How many of them are queued.
     queued: usize,
-    sampled: bool,
+}
+
+fn not_its_step<T>(what: &str) -> Result<T> {
+    Err(ModelError::Batch { what: format!("{what} of a step that has none, or that another one followed") })
 }
 
 impl DeviceDecoder {
@@ -34,11 +52,32 @@ impl DeviceDecoder {
         batch: &ForwardBatch<'_>,
         copies: &[(u32, u32)],
         how: Option<&[Sampling]>,
-    ) -> Result<()> {
-        let extents = self.parts.extents;
-        self.pending = None;
+    ) -> Result<DeviceStep> {
+        self.drawn = 0;
         self.check(batch, copies, how)?;
         self.copy_blocks(copies)?;
+        self.device.upload(self.parts.inputs.ids, 0, &words(batch.input_ids.iter().copied()))?;
+        self.queue_step(batch, how)
+    }
+
+    /// Queues a step behind the last one, which need not have been waited for and draws: of one token a sequence, token `i`
+    /// being what row `i` of the last step draws. Its input ids only count.
+    ///
+    /// # Errors
+    /// As [`DeviceDecoder::launch`], also where the last step draws another number of tokens.
+    pub fn follow(&mut self, batch: &ForwardBatch<'_>, how: &[Sampling]) -> Result<DeviceStep> {
+        let drawn = std::mem::take(&mut self.drawn);
+        self.check(batch, &[], Some(how))?;
+        if batch.input_ids.len() != drawn {
+            let what = format!("{} tokens behind a step that draws {drawn}", batch.input_ids.len());
+            return Err(ModelError::Batch { what });
+        }
+        self.queue_step(batch, Some(how))
+    }
+
+    /// All of a step but its ids and what comes before it.
+    fn queue_step(&mut self, batch: &ForwardBatch<'_>, how: Option<&[Sampling]>) -> Result<DeviceStep> {
+        let extents = self.parts.extents;
         let adapted = self.upload_adapters(batch)?;
         let queries = batch.sequences.iter().map(|span| span.query_len as usize).max().unwrap_or(0);
         // Decoding has the tokens in the order of the sequences.
@@ -47,44 +86,61 @@ impl DeviceDecoder {
         let shape = extents.shape(batch.input_ids.len(), batch.sequences.len(), queries, adapted);
         self.upload_tokens(batch)?;
         self.upload_sequences(batch, shape)?;
-        if shape.queries == 1 {
-            let list = match self.decoding.entry(shape) {
-                Entry::Occupied(list) => *list.get(),
-                Entry::Vacant(place) => *place.insert(self.device.record(self.parts.layers(shape)?)?),
-            };
-            self.device.replay(list)?;
-        } else {
-            queue(&mut *self.device, &self.parts.layers(shape)?)?;
+        if !self.run_probed(shape, batch.sequences.len())? {
+            self.queue_layers(shape)?;
         }
-        if let Some(how) = how {
-            let bytes: Vec<u8> = how.iter().flat_map(Sampling::to_bytes).collect();
-            self.device.upload(self.parts.inputs.how, 0, &bytes)?;
-        }
-        let mut pending = Pending { rows: batch.logits_rows.to_vec(), queued: 0, sampled: how.is_some() };
-        self.queue_rows(&mut pending)?;
-        self.pending = Some(pending);
-        Ok(())
+        let yields = match how {
+            None => {
+                let mut wanted = Wanted { rows: batch.logits_rows.to_vec(), queued: 0 };
+                self.queue_logits(&mut wanted)?;
+                Yields::Logits(wanted)
+            }
+            Some(how) => {
+                let bytes: Vec<u8> = how.iter().flat_map(Sampling::to_bytes).collect();
+                self.device.upload(self.parts.inputs.how, 0, &bytes)?;
+                self.queue_head(batch.logits_rows, true)?;
+                self.drawn = how.len();
+                Yields::Tokens(self.device.read(self.parts.inputs.ids, 0, how.len() * 4)?)
+            }
+        };
+        self.launched += 1;
+        Ok(DeviceStep { number: self.launched, yields })
     }
 
-    /// Waits for the step that was launched: the logits of its rows.
+    /// Queues the layers: as they were recorded where they come again.
+    fn queue_layers(&mut self, shape: Shape) -> Result<()> {
+        if shape.queries > 1 {
+            return queue(&mut *self.device, &self.parts.layers(shape)?);
+        }
+        let list = match self.decoding.entry(shape) {
+            Entry::Occupied(list) => *list.get(),
+            Entry::Vacant(place) => *place.insert(self.device.record(self.parts.layers(shape)?)?),
+        };
+        Ok(self.device.replay(list)?)
+    }
+
+    /// Waits for a step: the logits of its rows. No other may have been launched behind it.
     ///
     /// # Errors
-    /// [`ModelError::Batch`] without a step, or what the device says.
-    pub fn logits(&mut self) -> Result<Logits<'_>> {
-        let mut pending = self.take_pending(false)?;
-        let (rows, vocab) = (pending.rows.len(), self.config.vocab);
+    /// [`ModelError::Batch`] for a step that draws or was followed, or what the device says.
+    pub fn logits(&mut self, step: DeviceStep) -> Result<Logits<'_>> {
+        let mut wanted = match step.yields {
+            Yields::Logits(wanted) if step.number == self.launched => wanted,
+            _ => return not_its_step("logits"),
+        };
+        let (rows, vocab) = (wanted.rows.len(), self.config.vocab);
         self.logits.resize(rows * vocab, 0.0);
         let mut bytes = Vec::new();
         let mut done = 0;
         while done < rows {
-            bytes.resize((pending.queued - done) * vocab * 4, 0);
+            bytes.resize((wanted.queued - done) * vocab * 4, 0);
             self.device.download(self.parts.activations.logits, 0, &mut bytes)?;
-            let to = &mut self.logits[done * vocab..pending.queued * vocab];
+            let to = &mut self.logits[done * vocab..wanted.queued * vocab];
             to.iter_mut()
                 .zip(bytes.as_chunks::<4>().0)
                 .for_each(|(to, from)| *to = f32::from_le_bytes(*from));
-            done = pending.queued;
-            self.queue_rows(&mut pending)?;
+            done = wanted.queued;
+            self.queue_logits(&mut wanted)?;
         }
         if rows == 0 {
             self.device.synchronize()?;
@@ -92,21 +148,15 @@ impl DeviceDecoder {
         Ok(Logits { view: View::new(&self.logits, rows, vocab)? })
     }
 
-    /// Waits for the step that was launched: the token of each row, `None` where none can be drawn.
+    /// Waits for a step, not for one behind it: the token of each row, `None` where none can be drawn.
     ///
     /// # Errors
-    /// As [`DeviceDecoder::logits`].
-    pub fn drawn(&mut self) -> Result<Vec<Option<u32>>> {
-        let pending = self.take_pending(true)?;
-        let mut bytes = vec![0; pending.rows.len() * 4];
-        self.device.download(self.parts.activations.drawn, 0, &mut bytes)?;
+    /// [`ModelError::Batch`] for a step that does not draw, or what the device says.
+    pub fn drawn(&mut self, step: DeviceStep) -> Result<Vec<Option<u32>>> {
+        let Yields::Tokens(reading) = step.yields else { return not_its_step("tokens") };
+        let bytes = self.device.finish(reading)?;
         let ids = bytes.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
         Ok(ids.map(|id| (id != u32::MAX).then_some(id)).collect())
-    }
-
-    fn take_pending(&mut self, sampled: bool) -> Result<Pending> {
-        let pending = self.pending.take().filter(|pending| pending.sampled == sampled);
-        pending.ok_or_else(|| ModelError::Batch { what: "no such step was launched".to_owned() })
     }
 
     fn check(&self, batch: &ForwardBatch<'_>, copies: &[(u32, u32)], how: Option<&[Sampling]>) -> Result<()> {
@@ -167,13 +217,10 @@ impl DeviceDecoder {
         Ok(true)
     }
 
+    /// Where each token goes.
     fn upload_tokens(&mut self, batch: &ForwardBatch<'_>) -> Result<()> {
         let inputs = &self.parts.inputs;
-        for (to, values) in [
-            (inputs.ids, batch.input_ids),
-            (inputs.positions, batch.positions),
-            (inputs.slots, batch.slot_mapping),
-        ] {
+        for (to, values) in [(inputs.positions, batch.positions), (inputs.slots, batch.slot_mapping)] {
             self.device.upload(to, 0, &words(values.iter().copied()))?;
         }
         self.device.upload(inputs.tokens, 0, &words([batch.input_ids.len() as u32]))?;
@@ -204,24 +251,28 @@ impl DeviceDecoder {
     }
 
     /// Queues the head over the rows that come next, as many as there is room for.
-    fn queue_rows(&mut self, pending: &mut Pending) -> Result<()> {
-        let most = self.parts.extents.sequences;
-        let count = (pending.rows.len() - pending.queued).min(most);
-        if count == 0 {
+    fn queue_logits(&mut self, wanted: &mut Wanted) -> Result<()> {
+        let count = (wanted.rows.len() - wanted.queued).min(self.parts.extents.sequences);
+        if count > 0 {
+            self.queue_head(&wanted.rows[wanted.queued..][..count], false)?;
+            wanted.queued += count;
+        }
+        Ok(())
+    }
+
+    /// Queues the head over `rows`, and the draw where they are `sampled`.
+    fn queue_head(&mut self, rows: &[u32], sampled: bool) -> Result<()> {
+        if rows.is_empty() {
             return Ok(());
         }
-        let rows = pending.rows[pending.queued..][..count].iter().copied();
-        self.device.upload(self.parts.inputs.wanted, 0, &words(rows))?;
-        self.device.upload(self.parts.inputs.rows, 0, &words([count as u32]))?;
-        let rows = padded(count, most);
-        let list = match self.heads.entry((rows, pending.sampled)) {
+        self.device.upload(self.parts.inputs.wanted, 0, &words(rows.iter().copied()))?;
+        self.device.upload(self.parts.inputs.rows, 0, &words([rows.len() as u32]))?;
+        let rows = padded(rows.len(), self.parts.extents.sequences);
+        let list = match self.heads.entry((rows, sampled)) {
             Entry::Occupied(list) => *list.get(),
-            Entry::Vacant(place) => {
-                *place.insert(self.device.record(self.parts.head(rows, pending.sampled)?)?)
-            }
+            Entry::Vacant(place) => *place.insert(self.device.record(self.parts.head(rows, sampled)?)?),
         };
         self.device.replay(list)?;
-        pending.queued += count;
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use super::super::super::config::DecoderConfig;
 use super::super::super::error::Result;
 use super::super::super::rope_scaling::frequencies;
 use super::super::super::upload::Uploader;
-use super::super::super::weights::{Elements, LoadProgress, Tensors};
+use super::super::super::weights::{LoadProgress, Tensors};
 use super::super::load::{LayerTensors, Names};
 use super::DeviceOptions;
 use super::shape::Extents;
@@ -58,12 +58,12 @@ impl DecoderWeights {
         tensors: &Tensors<'_>,
         options: &DeviceOptions,
     ) -> Result<DecoderWeights> {
-        let mut uploader = Uploader::new(device, extents.dtype, options.projections);
+        let mut uploader = Uploader::new(device, extents.dtype, options.projections, tensors.r#use());
         let names = Names { gguf: tensors.is_gguf() };
         let (hidden, vocab) = (config.hidden, config.vocab);
         let mut table = |hf: &str| {
             let name = names.get(hf);
-            uploader.table(&name, tensors.get(&name, &[vocab, hidden])?.data(), hidden)
+            uploader.table(&name, &tensors.get(&name, &[vocab, hidden])?, hidden)
         };
         let embeddings = table("model.embed_tokens.weight")?;
         let head = if config.tied { embeddings } else { table("lm_head.weight")? };
@@ -95,20 +95,20 @@ impl LayerWeights {
         let qkv = uploader.projection(&name("qkv"), heads.width(), hidden)?;
         let (q, kv) = (heads.q * heads.dim, heads.kv * heads.dim);
         for (first, part) in [(0, &found.q), (q, &found.k), (q + kv, &found.v)] {
-            uploader.rows(qkv, first, part.data(), hidden)?;
+            uploader.rows(qkv, first, part, hidden)?;
         }
         let output = uploader.projection(&name("output"), hidden, q)?;
-        uploader.rows(output, 0, found.output.data(), q)?;
+        uploader.rows(output, 0, &found.output, q)?;
         let router = match &found.mlp.router {
-            Some(found) => uploader.table(&name("router"), found.data(), hidden)?,
+            Some(found) => uploader.table(&name("router"), found, hidden)?,
             None => Ptr::NONE,
         };
         let w13 = uploader.projection(&name("w13"), experts * 2 * inner, hidden)?;
         for (expert, (gate, up)) in found.mlp.gate.iter().zip(&found.mlp.up).enumerate() {
-            uploader.gated(w13, expert * 2 * inner, gate.data(), up.data(), hidden)?;
+            uploader.gated(w13, expert * 2 * inner, gate, up, hidden)?;
         }
         let w2 = uploader.projection(&name("w2"), experts * hidden, inner)?;
-        for (expert, down) in found.mlp.down.iter().map(Elements::data).enumerate() {
+        for (expert, down) in found.mlp.down.iter().enumerate() {
             uploader.rows(w2, expert * hidden, down, inner)?;
         }
         let mut bias = |part: &str, values: &Option<Vec<f32>>| match values {

@@ -4,6 +4,7 @@ use tarn_kernels::DType;
 use tarn_kernels::device::dense::{Dense, dense};
 use tarn_kernels::device::encoder_attention::{EncoderAttention, encoder_attention};
 use tarn_kernels::device::encoder_embed::{EncoderEmbed, encoder_embed};
+use tarn_kernels::device::gather_rows::{GatherRows, gather_rows};
 use tarn_kernels::device::gelu::{Gelu, gelu};
 use tarn_kernels::device::layer_norm::{LayerNorm, layer_norm};
 use tarn_kernels::device::pool::{Pool, pool};
@@ -11,16 +12,9 @@ use tarn_kernels::device::{Device, Launch, Ptr, Use};
 
 use super::super::super::config::EncoderConfig;
 use super::super::super::error::Result;
+use super::super::scoring_head::no_head;
+use super::shape::{Limits, Shape, Wanted};
 use super::weights::{DenseWeights, NormWeights, Weights};
-
-/// Upper bounds of a pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shape {
-    pub(super) tokens: usize,
-    pub(super) sequences: usize,
-    /// Most tokens of one sequence.
-    pub(super) longest: usize,
-}
 
 /// All that the launches of an encoder point to.
 #[derive(Debug)]
@@ -51,8 +45,21 @@ pub(super) struct Buffers {
     attended: Ptr,
     /// `[tokens, intermediate]`.
     inner: Ptr,
-    /// `[sequences, hidden]` f32.
+    /// `[sequences, hidden]` f32: vectors, or what the head's dense layer gives.
     pub(super) pooled: Ptr,
+    /// Where the model scores pairs.
+    pub(super) head: Option<HeadBuffers>,
+}
+
+/// What only a model with a head reads and writes.
+#[derive(Debug)]
+pub(super) struct HeadBuffers {
+    /// `[tokens]` u32: the text of the pair that a token is of.
+    pub(super) types: Ptr,
+    /// The number of sequences, u32.
+    pub(super) sequences: Ptr,
+    /// `[sequences, hidden]`: states of first tokens.
+    first: Ptr,
 }
 
 impl Buffers {
@@ -60,9 +67,9 @@ impl Buffers {
         device: &mut dyn Device,
         config: &EncoderConfig,
         dtype: DType,
-        tokens: usize,
-        sequences: usize,
+        limits: Limits,
     ) -> Result<Buffers> {
+        let Limits { tokens, sequences, .. } = limits;
         let mut words = |name: &str, count: usize| device.alloc(name, count * 4, Use::Read);
         let (count, ids) = (words("number of tokens", 1)?, words("token ids", tokens)?);
         let (positions, cu_seqlens) = (words("positions", tokens)?, words("bounds", sequences + 1)?);
@@ -79,6 +86,18 @@ impl Buffers {
             attended: activations("attended", config.hidden)?,
             inner: activations("inner", config.intermediate)?,
             pooled: device.alloc("pooled", sequences * config.hidden * 4, Use::Write)?,
+            head: config.head.map(|_| HeadBuffers::new(device, config.hidden, dtype, limits)).transpose()?,
+        })
+    }
+}
+
+impl HeadBuffers {
+    fn new(device: &mut dyn Device, hidden: usize, dtype: DType, limits: Limits) -> Result<HeadBuffers> {
+        let first = limits.sequences * hidden * dtype.size();
+        Ok(HeadBuffers {
+            types: device.alloc("types", limits.tokens * 4, Use::Read)?,
+            sequences: device.alloc("number of sequences", 4, Use::Read)?,
+            first: device.alloc("first tokens", first, Use::Write)?,
         })
     }
 }
@@ -92,7 +111,7 @@ struct Pass<'a> {
 }
 
 impl Parts {
-    /// From token ids to pooled vectors.
+    /// From token ids to what is wanted, a row a sequence.
     pub(super) fn list(&self, config: &EncoderConfig, shape: Shape) -> Result<Vec<Launch>> {
         let mut pass = Pass { config, parts: self, shape, list: Vec::new() };
         let Buffers { x, sum, qkv, attended, inner, .. } = self.buffers;
@@ -108,7 +127,10 @@ impl Parts {
             pass.dense(inner, &layer.down, sum)?;
             pass.norm(sum, attended, &layer.mlp_norm, x)?;
         }
-        pass.pool()?;
+        match shape.wanted {
+            Wanted::Vectors => pass.pool()?,
+            Wanted::HeadRows => pass.head()?,
+        }
         Ok(pass.list)
     }
 }
@@ -124,7 +146,7 @@ impl Pass<'_> {
         self.push(encoder_embed(&EncoderEmbed {
             ids: buffers.ids,
             position_ids: buffers.positions,
-            type_ids: Ptr::NONE,
+            type_ids: buffers.head.as_ref().map_or(Ptr::NONE, |head| head.types),
             words: weights.words,
             positions: weights.positions,
             types: weights.types,
@@ -152,7 +174,12 @@ impl Pass<'_> {
     }
 
     fn dense(&mut self, x: Ptr, by: &DenseWeights, out: Ptr) -> Result<()> {
-        self.push(dense(&Dense {
+        self.push(dense(&self.product(x, by, out)))
+    }
+
+    /// A product of all tokens.
+    fn product(&self, x: Ptr, by: &DenseWeights, out: Ptr) -> Dense {
+        Dense {
             x,
             w: by.weight,
             bias: by.bias,
@@ -163,7 +190,7 @@ impl Pass<'_> {
             max_rows: self.shape.tokens,
             n: by.n,
             k: by.k,
-        }))
+        }
     }
 
     fn attend(&mut self) -> Result<()> {
@@ -205,6 +232,28 @@ impl Pass<'_> {
             h: self.config.hidden,
             pooling: self.config.pooling,
             normalize: self.config.normalize,
+        }))
+    }
+
+    /// The head's dense layer on first tokens: `cu_seqlens` are their rows.
+    fn head(&mut self) -> Result<()> {
+        let Parts { dtype, weights, buffers } = self.parts;
+        let (Some(by), Some(head)) = (&weights.head, &buffers.head) else { return Err(no_head()) };
+        self.push(gather_rows(&GatherRows {
+            x: buffers.x,
+            residual: Ptr::NONE,
+            at: buffers.cu_seqlens,
+            out: head.first,
+            rows: head.sequences,
+            dtype: *dtype,
+            max_rows: self.shape.sequences,
+            h: self.config.hidden,
+        }))?;
+        self.push(dense(&Dense {
+            rows: head.sequences,
+            max_rows: self.shape.sequences,
+            out_dtype: DType::F32,
+            ..self.product(head.first, by, buffers.pooled)
         }))
     }
 }

@@ -10,6 +10,7 @@ use super::super::super::upload::Uploader;
 use super::super::super::weights::{Elements, LoadProgress, Tensors};
 use super::super::layer::Norm;
 use super::super::load::{DenseTensors, EmbeddingTensors, LayerTensors};
+use super::super::scoring_head::{HeadTensors, Label};
 use super::DeviceEncoderOptions;
 
 /// Addresses of a model's weights.
@@ -20,6 +21,8 @@ pub(super) struct Weights {
     pub(super) types: Table,
     pub(super) norm: NormWeights,
     pub(super) layers: Vec<LayerWeights>,
+    /// The dense layer of what scores pairs.
+    pub(super) head: Option<DenseWeights>,
 }
 
 /// Addresses of a layer's weights.
@@ -52,14 +55,14 @@ pub(super) struct NormWeights {
 }
 
 impl Weights {
-    /// Brings all weights to the device, one tensor at a time.
+    /// Brings all weights to the device, one tensor at a time; what is left of a head stays on the host.
     pub(super) fn load(
         device: &mut dyn Device,
         config: &EncoderConfig,
         tensors: &Tensors<'_>,
         options: &DeviceEncoderOptions,
-    ) -> Result<Weights> {
-        let uploader = &mut Uploader::new(device, options.dtype, DeviceFormat::Plain);
+    ) -> Result<(Weights, Option<Label>)> {
+        let uploader = &mut Uploader::new(device, options.dtype, DeviceFormat::Plain, tensors.r#use());
         let found = EmbeddingTensors::find(config, tensors)?;
         let hidden = config.hidden;
         let words = table(uploader, "words", &found.words, config.vocab, hidden)?;
@@ -76,7 +79,14 @@ impl Weights {
                 progress(LoadProgress { layers: at + 1, of: config.layers });
             }
         }
-        Ok(Weights { words, positions, types, norm, layers })
+        let (head, label) = match config.head {
+            Some(head) => {
+                let found = HeadTensors::find(tensors, head.style, hidden)?;
+                (Some(dense(uploader, "head", &found.dense)?), Some(found.label))
+            }
+            None => (None, None),
+        };
+        Ok((Weights { words, positions, types, norm, layers, head }, label))
     }
 }
 
@@ -101,7 +111,7 @@ fn table(
     count: usize,
     hidden: usize,
 ) -> Result<Table> {
-    Ok(Table { rows: uploader.table(name, found.data(), hidden)?, count })
+    Ok(Table { rows: uploader.table(name, found, hidden)?, count })
 }
 
 fn norm(uploader: &mut Uploader<'_>, name: &str, found: &Norm) -> Result<NormWeights> {
