@@ -1,7 +1,7 @@
 //! LoRA adapters by name.
 //!
-//! Loading reads and packs on the caller's thread; the engine only ever holds finished adapters, so no load stalls a
-//! step. A request holds an [`AdapterLease`]; an adapter that was unloaded lives until its last lease ends. At most
+//! Loading reads, packs and brings to a device on the caller's thread; the engine only ever holds finished adapters, so
+//! no load stalls a step. A request holds an [`AdapterLease`]; an adapter that was unloaded lives until its last lease ends. At most
 //! `max_resident` adapters are in memory: the least recently used one that nobody holds and nobody pinned makes room,
 //! stays known by its path, and is read again when it is next asked for. Adapters are read one at a time: who asks for an
 //! evicted one waits for those before it, seconds on a slow disk; whoever asks for one in memory waits for nobody.
@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::model::{LoraAdapter, ModelError};
 
@@ -113,10 +113,13 @@ struct State {
 }
 
 type Load = dyn Fn(&Path) -> Result<LoraAdapter, ModelError> + Send + Sync;
+type Place = dyn Fn(&Arc<LoraAdapter>) -> Result<(), ModelError> + Send + Sync;
 
 struct Inner {
     max_resident: usize,
     load: Box<Load>,
+    /// Brings an adapter that was read to where steps use it.
+    place: OnceLock<Box<Place>>,
     state: Mutex<State>,
     /// Held while files are read, so that adapters come in one at a time; never while `state` is.
     loading: Mutex<()>,
@@ -151,11 +154,34 @@ impl Adapters {
             inner: Arc::new(Inner {
                 max_resident,
                 load: Box::new(load),
+                place: OnceLock::new(),
                 state: Mutex::new(State::default()),
                 loading: Mutex::new(()),
                 live: Arc::new(AtomicUsize::new(0)),
             }),
         }
+    }
+
+    /// From now on an adapter that was read is brought by `place` to where steps use it, before anybody gets it; those that
+    /// are in memory at once. To be said once.
+    ///
+    /// # Errors
+    /// [`AdapterError::Load`] of one that is in memory.
+    pub fn placed_by(
+        &self,
+        place: impl Fn(&Arc<LoraAdapter>) -> Result<(), ModelError> + Send + Sync + 'static,
+    ) -> Result<(), AdapterError> {
+        let _loading = lock(&self.inner.loading);
+        let place = self.inner.place.get_or_init(|| Box::new(place));
+        let known: Vec<_> = lock(&self.inner.state)
+            .by_name
+            .iter()
+            .filter_map(|(name, entry)| Some((name.clone(), entry.resident.as_ref()?.weights.clone())))
+            .collect();
+        for (name, weights) in known {
+            place(&weights).map_err(|source| AdapterError::Load { name, source: Arc::new(source) })?;
+        }
+        Ok(())
     }
 
     /// Reads the PEFT folder `path` and makes it known as `name`. Takes as long as reading and packing take: not for
@@ -280,12 +306,16 @@ impl Adapters {
                 None => return Err(AdapterError::NoRoom { max_resident: inner.max_resident }),
             }
         }
-        let failed = |source| AdapterError::Load { name: name.to_owned(), source: Arc::new(source) };
-        let weights = (inner.load)(path).map_err(failed)?;
+        let failed =
+            |source: ModelError| AdapterError::Load { name: name.to_owned(), source: Arc::new(source) };
+        let weights = Arc::new((inner.load)(path).map_err(failed)?);
+        if let Some(place) = inner.place.get() {
+            place(&weights).map_err(failed)?;
+        }
         inner.live.fetch_add(1, Ordering::SeqCst);
         let mut state = lock(&inner.state);
         state.uids += 1;
-        Ok(Arc::new(Resident { uid: state.uids, weights: Arc::new(weights), live: inner.live.clone() }))
+        Ok(Arc::new(Resident { uid: state.uids, weights, live: inner.live.clone() }))
     }
 }
 
@@ -361,6 +391,29 @@ mod tests {
                 Err(error) => assert!(matches!(error, AdapterError::NoRoom { .. }) && places == 1),
             }
         }
+    }
+
+    #[test]
+    fn an_adapter_is_in_its_place_before_anybody_gets_it() {
+        let adapters = tiny_adapters(2, &["a"]);
+        let path = adapters.list()[0].path.clone();
+        let (placed, refuses) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (to, refused) = (placed.clone(), refuses.clone());
+        let place = move |adapter: &Arc<LoraAdapter>| match refused.load(Ordering::SeqCst) {
+            0 => {
+                lock(&to).push(Arc::as_ptr(adapter) as usize);
+                Ok(())
+            }
+            _ => Err(ModelError::Batch { what: "no room".to_owned() }),
+        };
+        adapters.placed_by(place).expect("places a");
+        adapters.load("b", &path, false).expect("places b");
+        let own = |name: &str| Arc::as_ptr(adapters.acquire(name).expect("in memory").weights()) as usize;
+        assert_eq!(*lock(&placed), [own("a"), own("b")]);
+        refuses.store(1, Ordering::SeqCst);
+        adapters.unload("b").expect("known");
+        let error = adapters.load("b", &path, false).expect_err("not placed");
+        assert!(matches!(error, AdapterError::Load { .. }) && !adapters.contains("b"), "{error}");
     }
 
     #[test]

@@ -89,6 +89,11 @@ impl Drafter {
         drafts
     }
 
+    /// Whether it would guess, did it find a match.
+    pub(super) fn may_guess(&self) -> bool {
+        self.wanted() > 0
+    }
+
     /// What came of the last guesses; every step of the sequence says so, also without guesses.
     pub(super) fn verified(&mut self, drafted: usize, accepted: usize) {
         let earned = PROBING * (accepted + 1) as f32 + accepted as f32;

@@ -13,10 +13,10 @@ use super::drafts::SpeculationConfig;
 use super::handle::{Command, EngineHandle, EngineLimits, Shared};
 use super::request::{EngineError, Event, FinishReason};
 use super::runner::{RunnerError, StepRunner};
-use super::scheduler::{Scheduler, SchedulerConfig};
+use super::scheduler::{Planned, Scheduler, SchedulerConfig};
 use super::sequence::{Group, Sequence, caught};
 use super::stats::EngineStats;
-use super::step::{StepOutput, StepPlan};
+use super::step::{StepOutput, StepPlan, Ticket};
 
 /// The engine's limits.
 #[derive(Debug, Clone)]
@@ -100,6 +100,17 @@ struct Engine<R> {
     shared: Arc<Shared>,
     receiver: Receiver<Command>,
     stats: EngineStats,
+    /// A step that was launched behind the last one before that was over.
+    ahead: Option<Flight>,
+    /// Plans that no step uses, for their memory.
+    spare: Vec<StepPlan>,
+}
+
+/// A step that was launched, or why it could not be.
+struct Flight {
+    plan: StepPlan,
+    planned: Vec<Planned>,
+    ticket: Result<Ticket, String>,
 }
 
 /// Says that the thread ended, however it does.
@@ -138,7 +149,7 @@ impl<R: StepRunner> Engine<R> {
             dead: AtomicBool::new(false),
             stats: Mutex::new(stats),
         });
-        Engine { runner, scheduler, shared, receiver, stats }
+        Engine { runner, scheduler, shared, receiver, stats, ahead: None, spare: Vec::new() }
     }
 
     /// Runs until it is stopped. A panic outside of a step is a bug of the engine: it ends the thread, but every
@@ -157,40 +168,83 @@ impl<R: StepRunner> Engine<R> {
     }
 
     fn run(&mut self) {
-        let mut plan = StepPlan::default();
         while self.take_commands() {
-            self.turn(&mut plan);
+            self.turn();
         }
     }
 
-    /// One step: schedule, launch, collect, update.
-    fn turn(&mut self, plan: &mut StepPlan) {
+    /// One step: plans and launches it, unless that was done behind the last one; launches the one behind it, where no
+    /// more than its tokens are missing; waits for it and hands its tokens out.
+    fn turn(&mut self) {
         self.end_abandoned();
-        self.scheduler.schedule(plan);
-        if plan.tokens() > 0 {
-            let rows = plan.tokens();
-            let result = self.step(plan);
-            self.scheduler.take_grammars_back(plan);
-            let copies = std::mem::take(&mut plan.copies);
-            // The plan's shares of the sequences' state go before that state is changed.
-            plan.clear();
-            match result {
-                Ok(output) => {
-                    self.scheduler.cost.observe(rows, output.took);
-                    self.update(output);
-                }
-                Err(message) => self.fail_step(&copies, &message),
-            }
+        let flight = self.ahead.take().or_else(|| self.next());
+        if let Some(flight) = flight {
+            self.ahead = self.follow(&flight);
+            self.land(flight);
         }
         self.fail_unlucky();
         self.publish_stats();
     }
 
-    fn step(&mut self, plan: &mut StepPlan) -> Result<StepOutput, String> {
-        let runner = &mut self.runner;
+    /// Plans and launches the next step, if there is something to do.
+    fn next(&mut self) -> Option<Flight> {
+        let mut plan = self.spare.pop().unwrap_or_default();
+        self.scheduler.schedule(&mut plan);
+        if plan.tokens() == 0 {
+            self.spare.push(plan);
+            return None;
+        }
+        let planned = std::mem::take(&mut self.scheduler.planned);
+        Some(self.launch(plan, planned))
+    }
+
+    /// Plans and launches the step behind one that is in flight, where that can be done.
+    fn follow(&mut self, flight: &Flight) -> Option<Flight> {
+        if flight.ticket.is_err() || !self.runner.runs_ahead() {
+            return None;
+        }
+        let mut plan = self.spare.pop().unwrap_or_default();
+        match self.scheduler.follow(&flight.plan, &flight.planned, &mut plan) {
+            Some(planned) => {
+                self.stats.steps_ahead += 1;
+                Some(self.launch(plan, planned))
+            }
+            None => {
+                self.spare.push(plan);
+                None
+            }
+        }
+    }
+
+    fn launch(&mut self, plan: StepPlan, planned: Vec<Planned>) -> Flight {
         self.stats.steps += 1;
+        let runner = &mut self.runner;
+        let launched = caught(|| runner.launch(&plan).map_err(|error| error.message));
+        Flight { plan, planned, ticket: launched.unwrap_or_else(Err) }
+    }
+
+    /// Waits for a step and takes over what came of it.
+    fn land(&mut self, flight: Flight) {
+        let Flight { mut plan, planned, ticket } = flight;
+        let rows = plan.tokens();
+        let result = ticket.and_then(|ticket| self.collect(&mut plan, ticket));
+        self.scheduler.take_grammars_back(&planned, &mut plan);
+        let copies = std::mem::take(&mut plan.copies);
+        // The plan's shares of the sequences' state go before that state is changed.
+        plan.clear();
+        self.spare.push(plan);
+        match result {
+            Ok(output) => {
+                self.scheduler.cost.observe(rows, output.took);
+                self.update(planned, output);
+            }
+            Err(message) => self.fail_step(&planned, &copies, &message),
+        }
+    }
+
+    fn collect(&mut self, plan: &mut StepPlan, ticket: Ticket) -> Result<StepOutput, String> {
+        let runner = &mut self.runner;
         caught(|| {
-            let ticket = runner.launch(plan)?;
             let output = runner.collect(plan, ticket)?;
             let (samples, logprobs) = (output.samples.len(), output.prompt_logprobs.len());
             if (samples, logprobs) != (plan.samples.len(), plan.prompt_logprobs.len()) {
@@ -217,7 +271,7 @@ impl<R: StepRunner> Engine<R> {
             if self.shared.stop.load(Ordering::SeqCst) {
                 return false;
             }
-            if !self.scheduler.is_idle() {
+            if !self.scheduler.is_idle() || self.ahead.is_some() {
                 return true;
             }
             debug_assert_eq!(self.scheduler.pool.check_integrity(), Ok(()));
@@ -273,12 +327,11 @@ impl<R: StepRunner> Engine<R> {
     }
 
     /// A step failed: its sequences and those that rely on a block that it copied fail with it, everything else goes on.
-    fn fail_step(&mut self, copies: &[(u32, u32)], message: &str) {
+    fn fail_step(&mut self, planned: &[Planned], copies: &[(u32, u32)], message: &str) {
         self.stats.failed_steps += 1;
-        let planned = std::mem::take(&mut self.scheduler.planned);
-        let running = &self.scheduler.running;
+        let (scheduler, running) = (&self.scheduler, &self.scheduler.running);
         let relies = |seq: &&Sequence| copies.iter().any(|(_, copy)| seq.blocks.contains(copy));
-        let planned = planned.iter().map(|part| running[part.at].group);
+        let planned = planned.iter().filter_map(|part| scheduler.find(part)).map(|at| running[at].group);
         let failed: Vec<u64> = planned.chain(running.iter().filter(relies).map(|seq| seq.group)).collect();
         self.fail_groups(&failed, &EngineError::Step { message: message.to_owned() });
     }

@@ -46,5 +46,5 @@ pub use request::{
 pub use runner::{ModelRunner, RunnerError, StepRunner};
 pub use sampler::Sampler;
 pub use stats::EngineStats;
-pub use step::{Banned, SampleSpec, StepOutput, StepPlan, Ticket};
+pub use step::{Banned, InputIds, SampleSpec, StepOutput, StepPlan, Ticket};
 pub use token_counts::TokenCounts;

@@ -25,7 +25,7 @@ impl From<ModelError> for RunnerError {
 }
 
 /// Owns the model and the KV cache. `launch` starts a step, `collect` waits for it; on a CPU all work happens in
-/// `collect`, on a GPU the host plans the next step in between.
+/// `collect`, on a GPU the host may plan and launch the next step in between.
 pub trait StepRunner {
     /// Blocks of its KV cache.
     fn num_blocks(&self) -> usize;
@@ -38,7 +38,12 @@ pub trait StepRunner {
     /// # Errors
     /// When the plan cannot run; nothing is then in flight.
     fn launch(&mut self, plan: &StepPlan) -> Result<Ticket, RunnerError>;
-    /// Waits for a step; fills the plan's grammars before it draws.
+    /// Whether a step of [`InputIds::Drawn`](super::step::InputIds::Drawn) ids, whose samples are all plain, could be
+    /// launched now, before the one that was launched last is collected.
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+    /// Waits for the step that was launched first of those in flight; fills the plan's grammars before it draws.
     ///
     /// # Errors
     /// When the step failed; the runner can go on with other sequences.

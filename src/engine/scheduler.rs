@@ -13,6 +13,7 @@
 //!   can).
 //! - What is then left of the step may be filled with guesses ([`drafts`](super::drafts)).
 
+mod ahead;
 mod fairness;
 mod forks;
 mod plan;
@@ -72,8 +73,10 @@ pub(super) struct Scheduler {
 /// A sequence's part of a step.
 #[derive(Debug, Clone)]
 pub(super) struct Planned {
-    /// Index into `running`.
+    /// Index into `running`, as it was when the step was planned.
     pub(super) at: usize,
+    /// Its admission.
+    admitted: u64,
     /// Known tokens that are computed.
     pub(super) tokens: usize,
     /// Guesses that are computed after them.
@@ -87,8 +90,16 @@ pub(super) struct Planned {
 }
 
 impl Planned {
-    fn new(at: usize, tokens: usize) -> Planned {
-        Planned { at, tokens, drafts: Vec::new(), samples: 0, lends_grammar: false, logprob_rows: 0 }
+    fn new(at: usize, sequence: &Sequence, tokens: usize) -> Planned {
+        Planned {
+            at,
+            admitted: sequence.admitted,
+            tokens,
+            drafts: Vec::new(),
+            samples: 0,
+            lends_grammar: false,
+            logprob_rows: 0,
+        }
     }
 }
 
@@ -156,7 +167,7 @@ impl Scheduler {
         while let Some(tokens) = self.running.get(at).map(|seq| seq.allotted).filter(|tokens| *tokens > 0) {
             let blocks = (self.running[at].computed + tokens).div_ceil(BLOCK);
             if self.grow(at, blocks) {
-                self.planned.push(Planned::new(at, tokens));
+                self.planned.push(Planned::new(at, &self.running[at], tokens));
                 budget -= tokens;
                 at += 1;
             }
@@ -247,7 +258,7 @@ impl Scheduler {
 
     /// Puts a sequence behind the planned ones, as the next of them.
     fn insert_planned(&mut self, sequence: Sequence, tokens: usize) {
-        self.planned.push(Planned::new(self.running.len(), tokens));
+        self.planned.push(Planned::new(self.running.len(), &sequence, tokens));
         self.running.push(sequence);
     }
 
@@ -279,6 +290,12 @@ impl Scheduler {
             spare -= drafts.len();
             self.planned[part].drafts = drafts;
         }
+    }
+
+    /// Where a part's sequence stands now; `None` where its answer ended, or it lost its place, after the step was planned.
+    pub(super) fn find(&self, part: &Planned) -> Option<usize> {
+        let is_it = |at: &usize| self.running.get(*at).is_some_and(|seq| seq.admitted == part.admitted);
+        Some(part.at).filter(is_it).or_else(|| (0..self.running.len()).find(is_it))
     }
 
     /// Takes over what a step computed of a sequence: positions, full blocks, served tokens.

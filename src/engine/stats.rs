@@ -27,6 +27,8 @@ pub struct EngineStats {
     pub accepted_tokens: u64,
     /// Steps.
     pub steps: u64,
+    /// Steps that were launched before the one before them was over.
+    pub steps_ahead: u64,
     /// Steps that failed.
     pub failed_steps: u64,
     /// Requests that ended by a stop.

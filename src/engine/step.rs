@@ -12,8 +12,10 @@ use super::token_counts::TokenCounts;
 /// What the next step computes.
 #[derive(Debug, Default)]
 pub struct StepPlan {
-    /// Token ids, `[tokens]`.
+    /// Token ids, `[tokens]`; of no meaning where they come from the step before.
     pub input_ids: Vec<u32>,
+    /// Whether they are known.
+    pub ids: InputIds,
     /// Position of each token in its sequence.
     pub positions: Vec<u32>,
     /// Where each token's key and value go: block * 16 + offset.
@@ -34,6 +36,16 @@ pub struct StepPlan {
     pub copies: Vec<(u32, u32)>,
     /// Prompt positions whose log probabilities are wanted: `(row, the token that follows, how many of the likeliest)`.
     pub prompt_logprobs: Vec<(u32, u32, u8)>,
+}
+
+/// Where a step's token ids come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InputIds {
+    /// The plan.
+    #[default]
+    Known,
+    /// What the step before draws, which may not be known yet: token `i` is its sample `i`.
+    Drawn,
 }
 
 impl StepPlan {
@@ -60,6 +72,7 @@ impl StepPlan {
     /// Empties it, keeping its memory.
     pub fn clear(&mut self) {
         self.input_ids.clear();
+        self.ids = InputIds::Known;
         self.positions.clear();
         self.slot_mapping.clear();
         self.sequences.clear();
@@ -102,6 +115,14 @@ impl SampleSpec {
             || self.banned().is_some()
             || self.history.is_some()
             || !self.params.logit_bias.is_empty()
+    }
+
+    /// Whether nothing but the model, the temperature and truncation decides its token, and nothing else is wanted of it:
+    /// then the same is true of the token after it.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        let nothing_wanted = self.params.logprobs.is_none() && self.drafts.is_empty();
+        nothing_wanted && self.grammar.is_none() && !self.adjusts()
     }
 
     /// What must not be drawn at its position.

@@ -1,11 +1,12 @@
 //! A runner without a model that notices every mix-up of blocks, slots and positions.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::{
-    AdapterLease, Grammar, RunnerError, SampleError, SampleSpec, SampledToken, StepOutput, StepPlan,
-    StepRunner, Ticket, TokenLogprobs,
+    AdapterLease, Grammar, InputIds, RunnerError, SampleError, SampleSpec, SampledToken, StepOutput,
+    StepPlan, StepRunner, Ticket, TokenLogprobs,
 };
 use crate::model::{LoraAdapter, NO_ADAPTER, SeqSpan};
 
@@ -35,6 +36,17 @@ pub struct FakeRunner {
     panic_on: Option<u32>,
     refuse: Option<u32>,
     short_on: Option<u32>,
+    runs_ahead: bool,
+    steps: u64,
+    flights: VecDeque<Flight>,
+}
+
+/// A step that was launched.
+#[derive(Debug)]
+struct Flight {
+    ticket: u64,
+    /// Of a step that is computed at its launch, as a device does.
+    yields: Option<Result<StepOutput, RunnerError>>,
 }
 
 impl FakeRunner {
@@ -53,7 +65,17 @@ impl FakeRunner {
             panic_on: None,
             refuse: None,
             short_on: None,
+            runs_ahead: false,
+            steps: 0,
+            flights: VecDeque::new(),
         }
+    }
+
+    /// Computes plain steps when they are launched, and takes others behind them before they are collected.
+    #[must_use]
+    pub fn running_ahead(mut self) -> FakeRunner {
+        self.runs_ahead = true;
+        self
     }
 
     /// Knows the weights of an adapter by their load's number: answers depend on it. All others are then refused.
@@ -84,7 +106,7 @@ impl FakeRunner {
         self.busy
     }
 
-    /// Panics in a step that has this token.
+    /// Panics in a step that has this token; fails in one that it computes when it is launched.
     #[must_use]
     pub fn panicking_on(mut self, token: u32) -> FakeRunner {
         self.panic_on = Some(token);
@@ -158,13 +180,13 @@ impl FakeRunner {
     }
 
     /// Writes the step's tokens to their slots.
-    fn write(&mut self, plan: &StepPlan) -> Result<(), RunnerError> {
+    fn write(&mut self, plan: &StepPlan, ids: &[u32]) -> Result<(), RunnerError> {
         for (from, to) in &plan.copies {
             let (from, to) = (*from as usize * 16, *to as usize * 16);
             self.slots.copy_within(from..from + 16, to);
         }
         if plan.adapters.is_empty() != plan.adapter_of.is_empty()
-            || (!plan.adapter_of.is_empty() && plan.adapter_of.len() != plan.tokens())
+            || (!plan.adapter_of.is_empty() && plan.adapter_of.len() != ids.len())
         {
             return failed("not every token says its adapter");
         }
@@ -175,7 +197,7 @@ impl FakeRunner {
         }
         for (row, slot) in plan.slot_mapping.iter().enumerate() {
             let adapter = self.adapter(plan, row)?;
-            self.slots[*slot as usize] = Some(Slot { token: plan.input_ids[row], adapter });
+            self.slots[*slot as usize] = Some(Slot { token: ids[row], adapter });
         }
         Ok(())
     }
@@ -202,6 +224,7 @@ impl FakeRunner {
     fn draw(
         &self,
         plan: &StepPlan,
+        ids: &[u32],
         sample: &SampleSpec,
     ) -> Result<Result<Vec<SampledToken>, SampleError>, RunnerError> {
         let rows = sample.row..=sample.row + sample.drafts.len() as u32;
@@ -217,7 +240,7 @@ impl FakeRunner {
             if sample.position as usize + at != context.len() {
                 return failed("a sample of another position");
             }
-            if at > 0 && sample.drafts.get(at - 1) != plan.input_ids.get(row) {
+            if at > 0 && sample.drafts.get(at - 1) != ids.get(row) {
                 return failed("drafts are not the input");
             }
             if self.refuse.is_some_and(|token| context.contains(&token)) {
@@ -255,29 +278,76 @@ impl StepRunner for FakeRunner {
         self.max_model_len
     }
 
-    fn launch(&mut self, _plan: &StepPlan) -> Result<Ticket, RunnerError> {
-        Ok(Ticket(0))
+    fn launch(&mut self, plan: &StepPlan) -> Result<Ticket, RunnerError> {
+        let plain = plan.prompt_logprobs.is_empty() && plan.samples.iter().all(SampleSpec::is_plain);
+        let ids = match plan.ids {
+            InputIds::Known => plan.input_ids.clone(),
+            InputIds::Drawn => self.drawn(plan.tokens())?,
+        };
+        let yields = (self.runs_ahead && plain).then(|| {
+            if self.panic_on.is_some_and(|token| ids.contains(&token)) {
+                return failed("asked to fail");
+            }
+            self.compute(plan, &ids)
+        });
+        self.steps += 1;
+        self.flights.push_back(Flight { ticket: self.steps, yields });
+        Ok(Ticket(self.steps))
     }
 
-    fn collect(&mut self, plan: &mut StepPlan, _ticket: Ticket) -> Result<StepOutput, RunnerError> {
+    fn runs_ahead(&self) -> bool {
+        self.flights.back().is_some_and(|flight| flight.yields.is_some())
+    }
+
+    fn collect(&mut self, plan: &mut StepPlan, ticket: Ticket) -> Result<StepOutput, RunnerError> {
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
         }
+        let Some(flight) = self.flights.pop_front().filter(|flight| flight.ticket == ticket.0) else {
+            return failed("a step that is not the next one");
+        };
+        if let Some(yields) = flight.yields {
+            return yields;
+        }
         assert!(!self.panic_on.is_some_and(|token| plan.input_ids.contains(&token)), "asked to panic");
         plan.grammars.iter_mut().for_each(Grammar::fill);
-        self.write(plan)?;
-        let samples = plan.samples.iter().map(|sample| self.draw(plan, sample));
+        let ids = std::mem::take(&mut plan.input_ids);
+        let yields = self.compute(plan, &ids);
+        plan.input_ids = ids;
+        yields
+    }
+}
+
+impl FakeRunner {
+    /// What the last step that was launched drew, where that is `count` tokens.
+    fn drawn(&self, count: usize) -> Result<Vec<u32>, RunnerError> {
+        let Some(Ok(output)) = self.flights.back().and_then(|flight| flight.yields.as_ref()) else {
+            return failed("nothing was drawn before");
+        };
+        // Who got no token goes on with one that is none, as on a device.
+        let id = |drawn: &Result<Vec<SampledToken>, SampleError>| {
+            drawn.as_ref().map_or(u32::MAX, |run| run.first().map_or(u32::MAX, |token| token.id))
+        };
+        match output.samples.len() == count {
+            true => Ok(output.samples.iter().map(id).collect()),
+            false => failed("another number of tokens than the step before drew"),
+        }
+    }
+
+    fn compute(&mut self, plan: &StepPlan, ids: &[u32]) -> Result<StepOutput, RunnerError> {
+        self.write(plan, ids)?;
+        let samples = plan.samples.iter().map(|sample| self.draw(plan, ids, sample));
         let mut output = StepOutput { samples: samples.collect::<Result<_, _>>()?, ..StepOutput::default() };
-        output.took = self.delay + self.says[0] + self.says[1] * plan.tokens() as u32;
+        output.took = self.delay + self.says[0] + self.says[1] * ids.len() as u32;
         self.busy += output.took;
         for (row, id, _) in &plan.prompt_logprobs {
             let ends = plan.sequences.iter().any(|span| span.query_start + span.query_len == row + 1);
-            if !ends && plan.input_ids.get(*row as usize + 1) != Some(id) {
+            if !ends && ids.get(*row as usize + 1) != Some(id) {
                 return failed("log probabilities of another token than the next");
             }
             output.prompt_logprobs.push(TokenLogprobs { logprob: -(*id as f32), top: vec![] });
         }
-        if self.short_on.is_some_and(|token| plan.input_ids.contains(&token)) {
+        if self.short_on.is_some_and(|token| ids.contains(&token)) {
             output.samples.pop();
         }
         Ok(output)

@@ -15,16 +15,19 @@ type Drawn = Result<Vec<SampledToken>, SampleError>;
 
 impl<R: StepRunner> Engine<R> {
     /// Hands a step's tokens out.
-    pub(super) fn update(&mut self, output: StepOutput) {
-        let planned = std::mem::take(&mut self.scheduler.planned);
+    pub(super) fn update(&mut self, planned: Vec<Planned>, output: StepOutput) {
         let mut samples = output.samples.into_iter();
         let mut logprobs = output.prompt_logprobs.into_iter();
         let mut ended: Vec<(usize, FinishReason)> = Vec::new();
-        for part in &planned {
-            self.scheduler.computed(part);
-            self.take_prompt_logprobs(part, logprobs.by_ref().take(part.logprob_rows));
+        for mut part in planned {
             let own: Vec<Drawn> = samples.by_ref().take(part.samples).collect();
-            ended.extend(self.take_tokens(part, own).map(|reason| (part.at, reason)));
+            let own_logprobs: Vec<TokenLogprobs> = logprobs.by_ref().take(part.logprob_rows).collect();
+            // What was computed ahead for an answer that ended before is nobody's.
+            let Some(at) = self.scheduler.find(&part) else { continue };
+            part.at = at;
+            self.scheduler.computed(&part);
+            self.take_prompt_logprobs(&part, own_logprobs);
+            ended.extend(self.take_tokens(&part, own).map(|reason| (at, reason)));
         }
         ended.sort_by_key(|(at, _)| Reverse(*at));
         for (at, reason) in ended {
@@ -33,10 +36,10 @@ impl<R: StepRunner> Engine<R> {
         }
     }
 
-    fn take_prompt_logprobs(&mut self, part: &Planned, own: impl Iterator<Item = TokenLogprobs>) {
+    fn take_prompt_logprobs(&mut self, part: &Planned, own: Vec<TokenLogprobs>) {
         let group = self.scheduler.groups.get_mut(&self.scheduler.running[part.at].group);
         if let Some(group) = group {
-            group.prompt_logprobs.extend(own.map(Some));
+            group.prompt_logprobs.extend(own.into_iter().map(Some));
         }
     }
 

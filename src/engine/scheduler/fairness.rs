@@ -91,7 +91,7 @@ impl Scheduler {
 
     /// The running sequence that makes way first: a batch one for an interactive one, else one of a customer that has
     /// more than its share for one that has less. Afterwards neither may take it back: they do not take turns.
-    fn weaker_than(&self, turn: &Turn) -> Option<usize> {
+    pub(super) fn weaker_than(&self, turn: &Turn) -> Option<usize> {
         let (now, places) = (Instant::now(), self.places());
         let poor = places.held(&turn.customer) < places.share;
         let candidates = self.running.iter().enumerate().filter_map(|(at, sequence)| {

@@ -1,5 +1,6 @@
 //! From scheduled sequences to the arrays of a step.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::model::{NO_ADAPTER, SeqSpan};
@@ -31,9 +32,10 @@ impl Scheduler {
     }
 
     /// Gives the grammars that a step was lent back to their sequences. Where one failed, so has its request: its tokens
-    /// were in the step, unused; the others of the plan are not touched.
-    pub(in super::super) fn take_grammars_back(&mut self, plan: &mut StepPlan) {
-        let lenders = self.planned.iter().filter(|part| part.lends_grammar);
+    /// were in the step, unused; the others of the plan are not touched. No step that has grammars runs ahead: the
+    /// sequences stand where they stood.
+    pub(in super::super) fn take_grammars_back(&mut self, planned: &[Planned], plan: &mut StepPlan) {
+        let lenders = planned.iter().filter(|part| part.lends_grammar);
         for (part, grammar) in lenders.zip(plan.grammars.drain(..)) {
             let sequence = &mut self.running[part.at];
             if let Some(message) = grammar.failure() {
@@ -50,20 +52,9 @@ impl Scheduler {
         let start = plan.input_ids.len() as u32;
         let (from, known) = (sequence.computed, sequence.computed + part.tokens);
         let to = known + part.drafts.len();
-        plan.sequences.push(SeqSpan {
-            query_start: start,
-            query_len: (to - from) as u32,
-            context_len: to as u32,
-            table_start: plan.block_tables.len() as u32,
-        });
-        plan.block_tables.extend_from_slice(&sequence.blocks);
+        add_span(plan, sequence, from..to);
         plan.input_ids.extend_from_slice(&sequence.tokens[from..known]);
         plan.input_ids.extend_from_slice(&part.drafts);
-        for position in from..to {
-            plan.positions.push(position as u32);
-            let slot = sequence.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32;
-            plan.slot_mapping.push(slot);
-        }
         let Some(top) = group.params.prompt_logprobs.filter(|_| !group.prompt_sent) else { return };
         let wanted = from..known.min(sequence.prompt_len.saturating_sub(1));
         for position in wanted.filter(|position| position + 1 > group.prompt_logprobs.len()) {
@@ -106,6 +97,22 @@ impl Scheduler {
         part.samples = 1 + others.len();
         plan.samples.push(first);
         plan.samples.extend(others);
+    }
+}
+
+/// Where a sequence's tokens of these positions go and what they see. Their ids are not among it.
+pub(super) fn add_span(plan: &mut StepPlan, sequence: &Sequence, positions: Range<usize>) {
+    plan.sequences.push(SeqSpan {
+        query_start: plan.positions.len() as u32,
+        query_len: positions.len() as u32,
+        context_len: positions.end as u32,
+        table_start: plan.block_tables.len() as u32,
+    });
+    plan.block_tables.extend_from_slice(&sequence.blocks);
+    for position in positions {
+        plan.positions.push(position as u32);
+        let slot = sequence.blocks[position / BLOCK] * BLOCK as u32 + (position % BLOCK) as u32;
+        plan.slot_mapping.push(slot);
     }
 }
 

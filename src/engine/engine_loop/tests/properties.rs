@@ -13,7 +13,6 @@ use crate::testing::{Draw, FakeRunner, expected_answer, tiny_adapters};
 pub(super) struct Turns {
     pub(super) engine: Engine<FakeRunner>,
     pub(super) handle: EngineHandle,
-    pub(super) plan: StepPlan,
 }
 
 impl Turns {
@@ -21,7 +20,7 @@ impl Turns {
         let (commands, receiver) = std_mpsc::channel();
         let engine = Engine::new(config, runner, receiver);
         let handle = EngineHandle { shared: engine.shared.clone(), commands };
-        Turns { engine, handle, plan: StepPlan::default() }
+        Turns { engine, handle }
     }
 
     pub(super) fn submit(&self, request: Request) -> Asked {
@@ -35,7 +34,7 @@ impl Turns {
         while let Ok(command) = self.engine.receiver.try_recv() {
             self.engine.take(command);
         }
-        self.engine.turn(&mut self.plan);
+        self.engine.turn();
         let scheduler = &self.engine.scheduler;
         assert_eq!(scheduler.pool.check_integrity(), Ok(()));
         let held: HashSet<u32> = scheduler.running.iter().flat_map(|seq| seq.blocks.clone()).collect();
@@ -49,7 +48,7 @@ impl Turns {
         for _ in 0..20_000 {
             self.turn();
             asked.iter_mut().for_each(Asked::read);
-            if self.engine.scheduler.is_idle() {
+            if self.engine.scheduler.is_idle() && self.engine.ahead.is_none() {
                 return;
             }
         }
@@ -118,10 +117,25 @@ struct Case {
     seed: Option<u64>,
     adapter: usize,
     batch: bool,
+    /// The token of its answer that is a stop.
+    stop: u32,
     /// Turns before it comes.
     pause: u8,
     /// What its reader does after so many turns: nothing, drop it, or stop an answer.
     then: (u8, u8, u32),
+}
+
+impl Case {
+    /// What it would be answered alone, stops aside.
+    fn answer(&self, index: u64, leases: &[AdapterLease], vocab: u32) -> Vec<u32> {
+        let adapter = self.adapter.checked_sub(1).map_or(0, |at| leases[at].uid());
+        let draw = Draw { seed: self.seed.map(|seed| seed + index), adapter };
+        expected_answer(&prompt(self.prompt.0, self.prompt.1, vocab), self.tokens as usize, vocab, draw)
+    }
+
+    fn stop_token(&self, leases: &[AdapterLease], vocab: u32) -> Vec<u32> {
+        self.answer(0, leases, vocab).get(self.stop as usize).copied().into_iter().collect()
+    }
 }
 
 fn cases() -> impl Strategy<Value = Vec<Case>> {
@@ -130,17 +144,18 @@ fn cases() -> impl Strategy<Value = Vec<Case>> {
         0_u32..40,
         1_u32..5,
         proptest::option::of(0_u64..3),
-        (0_usize..3, any::<bool>()),
+        (0_usize..3, any::<bool>(), 0_u32..60),
         0_u8..4,
         (0_u8..4, 0_u8..30, 0_u32..4),
     );
-    let case = one.prop_map(|(prompt, tokens, n, seed, (adapter, batch), pause, then)| Case {
+    let case = one.prop_map(|(prompt, tokens, n, seed, (adapter, batch, stop), pause, then)| Case {
         prompt,
         tokens,
         n,
         seed,
         adapter,
         batch,
+        stop,
         pause,
         then,
     });
@@ -150,8 +165,9 @@ fn cases() -> impl Strategy<Value = Vec<Case>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
-    /// Arrivals, cancels, stopped answers, forks, preemptions, guesses, adapters and priorities in any mix: every
-    /// answer is what it would be alone, every request ends once, and nothing is left.
+    /// Arrivals, cancels, stopped answers, stops, forks, preemptions, guesses, adapters and priorities in any mix, on a
+    /// runner that runs ahead or does not: every answer is what it would be alone, every request ends once, and nothing
+    /// is left.
     #[test]
     fn every_answer_is_its_own_whatever_happens_around_it(
         cases in cases(),
@@ -159,12 +175,14 @@ proptest! {
         vocab in prop_oneof![Just(2_u32), Just(3), Just(997)],
         guesses in any::<bool>(),
         prefix_cache in any::<bool>(),
+        ahead in any::<bool>(),
     ) {
         let adapters = tiny_adapters(2, &["one", "two"]);
         let leases = leases(&adapters, &["one", "two"]);
         let runner = leases.iter().fold(FakeRunner::new(blocks, vocab, 120), |runner, lease| {
             runner.with_adapter(lease)
         });
+        let runner = if ahead { runner.running_ahead() } else { runner };
         let mut config = EngineConfig { prefix_cache, ..speculative(vocab) };
         config.speculation = config.speculation.filter(|_| guesses);
         let mut turns = Turns::new(&config, runner);
@@ -191,6 +209,7 @@ proptest! {
             (request.n, request.sampling.seed) = (case.n, case.seed);
             request.sampling.temperature = f32::from(u8::from(case.seed.is_some()));
             request.adapter = case.adapter.checked_sub(1).map(|at| leases[at].clone());
+            request.stop_token_ids = case.stop_token(&leases, vocab);
             request.priority = if case.batch { Priority::Batch } else { Priority::Interactive };
             asked.push(turns.submit(request));
             let mut since = 0;
@@ -210,15 +229,15 @@ proptest! {
             prop_assert_eq!(asked.end.clone(), Some(Ok(())));
             prop_assert!(asked.prompts <= 1);
             for (index, answer) in (0_u64..).zip(&asked.answers) {
-                let adapter = case.adapter.checked_sub(1).map_or(0, |at| leases[at].uid());
-                let draw = Draw { seed: case.seed.map(|seed| seed + index), adapter };
-                let prompt = prompt(case.prompt.0, case.prompt.1, vocab);
-                let whole = expected_answer(&prompt, case.tokens as usize, vocab, draw);
+                let mut whole = case.answer(index, &leases, vocab);
+                let stop = whole.iter().position(|id| case.stop_token(&leases, vocab).contains(id));
+                whole.truncate(stop.map_or(whole.len(), |at| at + 1));
+                let end = stop.map_or(FinishReason::Length, |at| FinishReason::Stop(Some(whole[at])));
                 let reason = asked.reasons[index as usize].clone().expect("finished");
                 if case.then.0 == 2 && u64::from(case.then.2) == index && reason == FinishReason::Stop(None) {
                     prop_assert_eq!(answer, &whole[..answer.len()]);
                 } else {
-                    prop_assert_eq!((answer, reason), (&whole, FinishReason::Length));
+                    prop_assert_eq!((answer, reason), (&whole, end));
                 }
             }
         }
@@ -253,6 +272,72 @@ fn guesses_save_steps_and_change_no_token() {
     assert_eq!(without.drafted_tokens, 0);
     assert!(with.accepted_tokens > 50 && with.accepted_tokens < with.drafted_tokens, "{with:?}");
     assert_eq!(with.steps + with.accepted_tokens, without.steps);
+}
+
+#[test]
+fn a_runner_that_runs_ahead_always_has_a_step_and_computes_one_in_vain_at_a_stop() {
+    let run = |stop: Option<usize>, ahead: bool| {
+        let config = EngineConfig { speculation: None, ..speculative(997) };
+        let runner = FakeRunner::new(60, 997, 400);
+        let runner = if ahead { runner.running_ahead() } else { runner };
+        let mut turns = Turns::new(&config, runner);
+        let whole = expected_answer(&prompt(1, 20, 997), 100, 997, Draw::default());
+        let stop_token_ids = stop.map(|at| whole[at]).into_iter().collect();
+        let requests = [
+            Request { stop_token_ids, ..request("a", prompt(1, 20, 997), 100) },
+            request("a", prompt(2, 11, 997), 100),
+        ];
+        let mut asked = requests.map(|request| turns.submit(request));
+        turns.finish(&mut asked);
+        (asked.map(|asked| asked.answers[0].clone()), turns.stats())
+    };
+    for stop in [None, Some(40)] {
+        let (alone, without) = run(stop, false);
+        let (answers, with) = run(stop, true);
+        assert_eq!(answers, alone);
+        assert_eq!((without.steps_ahead, with.generation_tokens), (0, without.generation_tokens));
+        // The prompts' step, and the one after a stop or before an end, are planned when the one before is over.
+        assert!(with.steps_ahead >= with.steps - 5, "{with:?}");
+        assert!(with.steps - without.steps <= 1, "{with:?} beside {without:?}");
+    }
+}
+
+#[test]
+fn a_step_that_fails_takes_the_one_behind_it_with_it_and_nobody_else() {
+    let config = EngineConfig { speculation: None, ..speculative(997) };
+    let whole = expected_answer(&prompt(1, 20, 997), 100, 997, Draw::default());
+    let runner = FakeRunner::new(60, 997, 400).running_ahead().panicking_on(whole[50]);
+    let mut turns = Turns::new(&config, runner);
+    let mut asked = [turns.submit(request("a", prompt(1, 20, 997), 100))];
+    while asked[0].end.is_none() || turns.engine.ahead.is_some() {
+        turns.engine.take_commands();
+        turns.engine.turn();
+        asked.iter_mut().for_each(Asked::read);
+    }
+    assert!(matches!(asked[0].end, Some(Err(EngineError::Step { .. }))), "{:?}", asked[0].end);
+    assert_eq!(asked[0].answers[0], whole[..51]);
+    // The step and the one behind it.
+    assert_eq!((turns.stats().failed_steps, turns.engine.scheduler.pool.used()), (2, 0));
+    (turns.engine.stats.failed_steps, asked) = (0, [turns.submit(request("a", prompt(2, 20, 997), 30))]);
+    turns.finish(&mut asked);
+    assert_eq!(asked[0].answers[0], expected_answer(&prompt(2, 20, 997), 30, 997, Draw::default()));
+}
+
+#[test]
+fn who_relies_on_a_block_that_a_failed_step_copied_fails_with_it() {
+    let mut turns = Turns::new(&speculative(997), FakeRunner::new(40, 997, 400));
+    let two = Request { n: 2, ..request("a", prompt(1, 20, 997), 50) };
+    let mut asked = [two, request("a", prompt(2, 5, 997), 50)].map(|request| turns.submit(request));
+    // Both prompts: the second answer of the first begins with a copy of its last block.
+    turns.turn();
+    let mut plan = StepPlan::default();
+    turns.engine.scheduler.schedule(&mut plan);
+    assert_eq!(plan.copies.len(), 1);
+    turns.engine.fail_step(&[], &plan.copies, "lost");
+    turns.engine.stats.failed_steps = 0;
+    turns.finish(&mut asked);
+    assert!(matches!(asked[0].end, Some(Err(EngineError::Step { .. }))), "{:?}", asked[0].end);
+    assert_eq!(asked[1].answers[0], expected_answer(&prompt(2, 5, 997), 50, 997, Draw::default()));
 }
 
 #[test]
