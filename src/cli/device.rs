@@ -1,8 +1,8 @@
-//! Where the generator computes: what was asked for against what the machine has.
+//! Where models compute: what was asked for against what the machine has.
 
 use std::fmt;
 
-use tarn_kernels::gpu::{self, Gpu, NoGpu};
+use tarn_kernels::gpu::{self, BlasVersion, Gpu, NoBlas, NoGpu, Priority};
 use tarn_kernels::{DType, device};
 
 use crate::config::{Device, Settings};
@@ -46,17 +46,44 @@ pub(super) fn place(asked: Device) -> Result<Place, NoPlace> {
     place_with(asked, gpu::find)
 }
 
-/// Opens the device of a place that is one.
-pub(super) fn open(place: &Place) -> anyhow::Result<Box<dyn device::Device>> {
-    match place {
+/// What computes the large products of a GPU, in words.
+pub(super) fn products(blas: Result<BlasVersion, NoBlas>) -> String {
+    match blas {
+        Ok(version) => format!("large products by {version}"),
+        Err(why) => format!("large products by Tarn's own kernels: {why}"),
+    }
+}
+
+/// Opens the device of a place that is one, for one model: each has its own memory and order of work, and `priority` says
+/// whose goes first (the emulator has no use for it: every kernel runs at once).
+pub(super) fn open(place: &Place, priority: Priority) -> anyhow::Result<Box<dyn device::Device>> {
+    match (place, priority) {
         #[cfg(feature = "cuda")]
-        Place::Gpu(gpu) => Ok(Box::new(tarn_kernels::cuda::CudaDevice::open(gpu.clone())?)),
+        (Place::Gpu(gpu), priority) => {
+            let device = tarn_kernels::cuda::CudaDevice::open(gpu.clone(), priority)?;
+            tracing::info!("{}", products(device.blas()));
+            Ok(Box::new(device))
+        }
         #[cfg(feature = "emulator")]
-        Place::Emulated => {
+        (Place::Emulated, _) => {
             Ok(Box::new(tarn_kernels::emulated::Emulator::new(tarn_kernels::emulated::Mode::Plain)?))
         }
         _ => anyhow::bail!("{place}: this program was built without what runs kernels there"),
     }
+}
+
+/// The element type of a model's weights and activations on a device.
+pub(super) fn dtype(asked: DtypeChoice, source: &ModelSource, dummy_weights: bool) -> anyhow::Result<DType> {
+    Ok(match asked {
+        DtypeChoice::BF16 => DType::BF16,
+        DtypeChoice::F16 => DType::F16,
+        // Halves as they are stored; what else there is has the exponents of bf16.
+        DtypeChoice::Auto if !dummy_weights && source.inspect()?.dtypes.contains_key("F16") => DType::F16,
+        DtypeChoice::Auto | DtypeChoice::Fp8 => DType::BF16,
+        DtypeChoice::F32 => {
+            anyhow::bail!("--dtype f32: on a device weights are bf16 or f16; --device cpu has f32")
+        }
+    })
 }
 
 /// How the generator is brought to a device, for contexts of up to `max_model_len` tokens.
@@ -67,23 +94,13 @@ pub(super) fn options(
     progress: Option<Box<dyn Fn(LoadProgress) + Send>>,
 ) -> anyhow::Result<DeviceOptions> {
     let dummy_weights = settings.need_model()?.dummy_weights;
-    let dtype = match settings.dtype {
-        DtypeChoice::BF16 => DType::BF16,
-        DtypeChoice::F16 => DType::F16,
-        // Halves as they are stored; what else there is has the exponents of bf16.
-        DtypeChoice::Auto if !dummy_weights && source.inspect()?.dtypes.contains_key("F16") => DType::F16,
-        DtypeChoice::Auto | DtypeChoice::Fp8 => DType::BF16,
-        DtypeChoice::F32 => {
-            anyhow::bail!("--dtype f32: on a device weights are bf16 or f16; --device cpu has f32")
-        }
-    };
     let adapters = settings.lora.possible();
     let adapters = adapters
         .then_some(DeviceAdapters { slots: settings.lora.max_loras, max_rank: settings.lora.max_rank });
     let projections =
         if settings.dtype == DtypeChoice::Fp8 { DeviceFormat::Fp8 } else { DeviceFormat::Plain };
     Ok(DeviceOptions {
-        dtype,
+        dtype: dtype(settings.dtype, source, dummy_weights)?,
         projections,
         max_num_batched_tokens: settings.engine.max_num_batched_tokens,
         max_num_seqs: settings.engine.max_num_seqs,
@@ -129,5 +146,13 @@ mod tests {
                 assert!(message.contains(part), "`{part}` is not in: {message}");
             }
         }
+    }
+
+    #[test]
+    fn what_computes_large_products_is_said_with_why() {
+        let version = BlasVersion { major: 13, minor: 0, patch: 2 };
+        assert_eq!(products(Ok(version)), "large products by cuBLASLt 13.0.2");
+        let own = products(Err(NoBlas::NoLibrary));
+        assert!(own.contains("Tarn's own kernels: libcublasLt.so.13 was not found"), "{own}");
     }
 }

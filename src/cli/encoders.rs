@@ -1,26 +1,47 @@
 //! The embed thread of a command: the embedder, and the reranker where one is wanted.
+//!
+//! They compute where the generator does, each on a device of its own, whose work goes behind the generator's.
 
 use std::sync::Arc;
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
+use tarn_kernels::gpu::Priority;
 
 use crate::config::{ModelLocation, RerankSettings, Settings};
 use crate::embed::{
-    EmbedConfig, EmbedHandle, EmbedThread, EmbedderInfo, PairScorer, RerankerInfo, RerankerParts,
-    start_with_reranker,
+    EmbedConfig, EmbedHandle, EmbedThread, EmbedderInfo, PairScorer, PooledEncoder, RerankerInfo,
+    RerankerParts, start_with_reranker,
 };
-use crate::model::{DtypeChoice, Encoder, EncoderConfig, Exec, Gate, LoadOptions, ModelConfig, ModelSource};
+use crate::model::{
+    DeviceEncoder, DeviceEncoderOptions, Encoder, EncoderConfig, Exec, Gate, LoadOptions, ModelConfig,
+    ModelSource,
+};
 
+use super::device::{self, Place, place};
 use super::parts::{compute_threads, progress};
 use super::tokenizers::tokenizer;
 
-/// Tokens of one forward pass, where texts are shorter.
-pub(super) const MAX_BATCH_TOKENS: usize = 512;
+/// Tokens of one pass on the CPU, where texts are shorter: weights are read once for all of them, and whoever waits behind
+/// the pass does not wait long.
+const CPU_TOKENS: usize = 512;
+/// Tokens of one pass on a GPU. The narrowest products of a large encoder, 1,024 columns wide, are then 512 tiles of 128
+/// tokens and 256 columns, some four for each of an H200's 132 multiprocessors, so that few idle at the end; queueing two
+/// hundred launches takes the host a millisecond or two, of a pass of 55 ms at 300,000 tokens a second; a query waits for
+/// one such pass at most. More would only make it wait longer.
+const GPU_TOKENS: usize = 16 << 10;
+
+/// An encoder, wherever it computes and whatever for.
+trait AnyEncoder: PooledEncoder + PairScorer {}
+
+impl<E: PooledEncoder + PairScorer> AnyEncoder for E {}
+
+/// Loads an encoder on the embed thread.
+type Load = Box<dyn FnOnce() -> Result<Box<dyn AnyEncoder>, String> + Send>;
 
 /// Loads the embedder, and `reranker` beside it, and starts their thread.
 ///
-/// Its bulk passes wait at `gate`, if there is one.
+/// On the CPU its bulk passes wait at `gate`, if there is one.
 pub(super) fn embedder(
     settings: &Settings,
     gate: Option<Arc<Gate>>,
@@ -44,10 +65,58 @@ pub(super) fn embedder(
         max_tokens: config.max_tokens,
         id: name,
     };
-    let reranker = reranker.map(|reranker| reranker_parts(settings, reranker, gate.clone())).transpose()?;
-    let build = load(source, info.id.clone(), (settings.dtype, settings.threads), gate);
-    let config = EmbedConfig { max_batch_tokens: MAX_BATCH_TOKENS };
-    Ok(start_with_reranker(config, tokenizer, info, build, reranker)?)
+    let place = place(settings.device)?;
+    tracing::info!("it embeds on {place}");
+    let reranker =
+        reranker.map(|reranker| reranker_parts(settings, &place, reranker, gate.clone())).transpose()?;
+    let load = load(settings, &place, source, info.id.clone(), gate)?;
+    let config = EmbedConfig { max_batch_tokens: batch_tokens(&place) };
+    Ok(start_with_reranker(config, tokenizer, info, load, reranker)?)
+}
+
+/// Bytes that the encoder at `location` takes at `place`, its largest pass included.
+pub(super) fn footprint(
+    settings: &Settings,
+    place: &Place,
+    location: &ModelLocation,
+    role: &str,
+) -> anyhow::Result<u64> {
+    let (source, config) = open(location, role)?;
+    let bytes = match place {
+        Place::Cpu(_) => {
+            let takes = source.footprint(settings.dtype, false, batch_tokens(place), 1)?;
+            takes.matrices + takes.small + takes.workspace
+        }
+        Place::Gpu(_) | Place::Emulated => {
+            DeviceEncoder::footprint(&config, &device_options(settings, place, &source)?)?
+        }
+    };
+    Ok(bytes as u64)
+}
+
+/// Most tokens of one pass, where texts are shorter. On the emulator a large pass has nothing to fill.
+fn batch_tokens(place: &Place) -> usize {
+    match place {
+        Place::Gpu(_) => GPU_TOKENS,
+        Place::Cpu(_) | Place::Emulated => CPU_TOKENS,
+    }
+}
+
+/// How an encoder is brought to the device of `place`.
+fn device_options(
+    settings: &Settings,
+    place: &Place,
+    source: &ModelSource,
+) -> anyhow::Result<DeviceEncoderOptions> {
+    let tokens = batch_tokens(place);
+    Ok(DeviceEncoderOptions {
+        dtype: device::dtype(settings.dtype, source, false)?,
+        max_num_batched_tokens: tokens,
+        // No text is without a token.
+        max_num_seqs: tokens,
+        dummy_weights: false,
+        progress: None,
+    })
 }
 
 /// Opens an encoder's files; `role` is the setting that named them.
@@ -72,6 +141,7 @@ pub(super) fn open(location: &ModelLocation, role: &str) -> anyhow::Result<(Mode
 
 fn reranker_parts(
     settings: &Settings,
+    place: &Place,
     reranker: &RerankSettings,
     gate: Option<Arc<Gate>>,
 ) -> anyhow::Result<RerankerParts> {
@@ -90,33 +160,48 @@ fn reranker_parts(
         template: reranker.template.clone(),
         scale: head.scale,
     };
-    let load = load(source, id, (settings.dtype, settings.threads), gate);
-    let build = Box::new(move || load().map(|encoder| Box::new(encoder) as Box<dyn PairScorer>));
+    let load = load(settings, place, source, id, gate)?;
+    let build = Box::new(move || load().map(|encoder| encoder as Box<dyn PairScorer>));
     Ok(RerankerParts { info, tokenizer, build })
 }
 
-/// What loads an encoder on the embed thread.
+/// What loads an encoder at `place`.
 fn load(
+    settings: &Settings,
+    place: &Place,
     source: ModelSource,
     name: String,
-    (dtype, threads): (DtypeChoice, usize),
     gate: Option<Arc<Gate>>,
-) -> impl FnOnce() -> Result<Encoder, String> + Send + 'static {
-    move || {
-        let options = LoadOptions {
-            dtype,
-            max_num_batched_tokens: MAX_BATCH_TOKENS,
-            max_num_seqs: 1,
-            dummy_weights: false,
-            exec: Exec::simd(threads),
-            progress: Some(progress(&format!("loading {name}"))),
-        };
-        let mut encoder = Encoder::load(&source, options).map_err(|error| format!("{name}: {error}"))?;
-        if let Some(gate) = gate {
-            encoder.set_gate(gate);
-        }
-        Ok(encoder)
+) -> anyhow::Result<Load> {
+    if let Place::Cpu(_) = place {
+        let (dtype, threads) = (settings.dtype, settings.threads);
+        return Ok(Box::new(move || {
+            let options = LoadOptions {
+                dtype,
+                max_num_batched_tokens: CPU_TOKENS,
+                max_num_seqs: 1,
+                dummy_weights: false,
+                exec: Exec::simd(threads),
+                progress: Some(progress(&format!("loading {name}"))),
+            };
+            let mut encoder = Encoder::load(&source, options).map_err(|error| format!("{name}: {error}"))?;
+            if let Some(gate) = gate {
+                encoder.set_gate(gate);
+            }
+            Ok(Box::new(encoder))
+        }));
     }
+    let options = device_options(settings, place, &source)?;
+    let place = place.clone();
+    Ok(Box::new(move || {
+        let device =
+            device::open(&place, Priority::Background).map_err(|error| format!("{name}: {error:#}"))?;
+        let options =
+            DeviceEncoderOptions { progress: Some(progress(&format!("loading {name}"))), ..options };
+        let encoder =
+            DeviceEncoder::load(device, &source, &options).map_err(|error| format!("{name}: {error}"))?;
+        Ok(Box::new(encoder))
+    }))
 }
 
 /// Whether a name has `e5` as a word.

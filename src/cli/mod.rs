@@ -5,6 +5,7 @@ mod device;
 mod doctor;
 mod embed;
 mod encoders;
+mod engines;
 mod generate;
 mod gpu_check;
 mod ingest;
@@ -64,7 +65,7 @@ enum Command {
     ///
     /// Example: tarn doctor --model ./SmolLM2.gguf --embedder ./all-MiniLM-L6-v2 --lake ./lake
     Doctor(doctor::DoctorArgs),
-    /// Run every device kernel on a GPU against its reference, and time the ops of a model there.
+    /// Run every device kernel on a GPU against its reference, and time ops and whole models there.
     ///
     /// Example: tarn gpu-check --json gpu.json
     GpuCheck(gpu_check::GpuCheckArgs),

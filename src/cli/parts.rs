@@ -8,19 +8,18 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::config::Settings;
 use crate::embed::{EmbedHandle, EmbedThread};
-use crate::engine::{DeviceRunner, EngineConfig, EngineThread, ModelRunner, SamplingParams};
+use crate::engine::{EngineConfig, EngineThread, SamplingParams};
 use crate::ingest::{Jobs, Pipeline, PipelineConfig, WorkerLimits};
 use crate::lake::{LakeConfig, Lakes};
-use crate::model::{
-    Decoder, DeviceDecoder, Exec, Gate, KvCache, KvSpec, LoadOptions, LoadProgress, ModelConfig, ModelSource,
-};
+use crate::model::{Gate, KvSpec, LoadProgress, ModelConfig, ModelSource};
 use crate::rag::{Citing, Generator, GeneratorConfig, RagConfig, RagService};
 use crate::server::AppState;
 use crate::telemetry::Metrics;
 use crate::text::{ChatTemplate, ToolFormat};
 
-use super::device::{self, Place, place};
+use super::device::{Place, place};
 use super::encoders::embedder;
+use super::engines;
 use super::plan::{Roles, plan};
 use super::tokenizers::tokenizer;
 use super::window::Window;
@@ -79,7 +78,7 @@ pub(super) fn generator(
     let place = place(settings.device)?;
     tracing::info!("it generates on {place}");
 
-    let (dtype, threads, dummy_weights) = (settings.dtype, settings.threads, model.dummy_weights);
+    let dummy_weights = model.dummy_weights;
     let summary = if dummy_weights { None } else { Some(source.inspect()?) };
     let parameters = summary.as_ref().map_or(0, |summary| summary.parameters);
     tracing::info!(
@@ -90,49 +89,18 @@ pub(super) fn generator(
         "the KV cache holds {:.1} sequences of the whole window",
         blocks as f64 / max_model_len.div_ceil(KvSpec::BLOCK_SIZE) as f64
     );
-    let batched = limits.max_num_batched_tokens;
     let name = model.location.name.clone();
-    let label = format!("loading {name}");
     let config = EngineConfig {
         max_num_seqs: limits.max_num_seqs,
-        max_num_batched_tokens: batched,
+        max_num_batched_tokens: limits.max_num_batched_tokens,
         max_waiting: limits.max_waiting,
         prefix_cache: limits.prefix_cache,
         speculation: limits.speculation,
     };
-    let (engine, thread) = if let Place::Cpu(_) = place {
-        let max_rank = settings.lora.possible().then_some(settings.lora.max_rank);
-        crate::engine::start(config, move || {
-            let options = LoadOptions {
-                dtype,
-                max_num_batched_tokens: batched,
-                // A row of logits for each token of a step: log probabilities of prompts need as many.
-                max_num_seqs: batched,
-                dummy_weights,
-                exec: Exec::simd(threads),
-                progress: Some(progress(&label)),
-            };
-            let mut decoder = Decoder::load(&source, options).map_err(|error| error.to_string())?;
-            if let Some(max_rank) = max_rank {
-                decoder = decoder.with_adapters(max_rank).map_err(|error| error.to_string())?;
-            }
-            let kv = KvCache::new(decoder.kv_spec(), blocks).map_err(|error| error.to_string())?;
-            let runner = ModelRunner::new(decoder, kv, max_model_len);
-            Ok(match gate {
-                Some(gate) => runner.with_gate(gate),
-                None => runner,
-            })
-        })?
-    } else {
-        // Bulk embedding, which is on the CPU, need not make way.
-        let options = device::options(settings, &source, max_model_len, Some(progress(&label)))?;
-        crate::engine::start(config, move || {
-            let device = device::open(&place).map_err(|error| format!("{error:#}"))?;
-            let decoder = DeviceDecoder::load(device, &source, &options)
-                .and_then(|decoder| decoder.with_blocks(blocks))
-                .map_err(|error| error.to_string())?;
-            Ok(DeviceRunner::new(decoder, Exec::simd(threads), max_model_len))
-        })?
+    let (engine, thread) = match place {
+        Place::Cpu(_) => engines::on_cpu(settings, source, config, window, gate)?,
+        // Bulk embedding need not wait at the gate: its device's stream has a lower priority.
+        place => engines::on_device(settings, place, source, config, window, &adapters)?,
     };
     let config = GeneratorConfig {
         name,

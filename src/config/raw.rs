@@ -70,7 +70,7 @@ raw_settings! {
     /// the generator).
     #[arg(long, env = "TARN_DTYPE", value_name = "auto|f32|bf16|f16|fp8", global = true)]
     dtype: String,
-    /// Where the model generates: auto (a GPU that can be used, else the CPU), cpu, or one GPU (default: auto).
+    /// Where models compute: auto (a GPU that can be used, else the CPU), cpu, or one GPU (default: auto).
     #[arg(long, env = "TARN_DEVICE", value_name = "auto|cpu|cuda:N", global = true)]
     device: Device,
     /// Worker threads that compute (default: all cores).
@@ -89,7 +89,7 @@ raw_settings! {
     /// The same in MiB.
     #[arg(long, env = "TARN_KV_CACHE_MB", value_name = "MIB", global = true)]
     kv_cache_mb: usize,
-    /// The part of the machine's (or its control group's) memory, and of what is free on a GPU, that this process may
+    /// The part of the machine's (or its control group's) memory, and of a GPU's, that this process may
     /// plan with (default: 0.9).
     #[arg(long, env = "TARN_MEMORY_UTILIZATION", value_name = "PART", global = true)]
     memory_utilization: f64,

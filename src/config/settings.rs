@@ -31,7 +31,7 @@ pub struct Settings {
     pub retention: Duration,
     /// Where a test wants the process to end.
     pub failpoints: Failpoints,
-    /// Where the generator computes.
+    /// Where models compute.
     pub device: Device,
     /// Threads that compute, for each owner thread's team.
     pub threads: usize,

@@ -188,7 +188,9 @@ impl EmbedHandle {
         &self.shared.tokenizer
     }
 
-    /// What a lake remembers of the embedder: vectors of different fingerprints must not be compared.
+    /// What a lake remembers of the embedder: vectors of different fingerprints must not be compared. Where and in which
+    /// element type they were computed is not part of it: that changes a vector by its roundings alone, so that a lake
+    /// may be filled on a GPU and asked on a CPU.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         serde_json::to_string(&self.shared.info).unwrap_or_default()

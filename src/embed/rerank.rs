@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 
-use crate::model::{Encoder, ScoreScale};
+use crate::model::{DeviceEncoder, Encoder, ScoreScale};
 use crate::text::{EncoderInput, Tokenizer};
 
 use super::handle::{EmbedError, EmbedHandle, Job, MAX_WAITING, Network, Priority};
@@ -26,7 +26,7 @@ pub struct RerankerInfo {
     pub scale: ScoreScale,
 }
 
-/// What computes logits of pairs: an [`Encoder`] with a head, or a fake in tests.
+/// What computes logits of pairs: an [`Encoder`] or a [`DeviceEncoder`] with a head, or a fake in tests.
 pub trait PairScorer {
     /// Logits `[sequences]` of the sequences `cu_seqlens[i]..cu_seqlens[i + 1]` of `ids`, whose tokens are of the text
     /// that `types` says, into `out`.
@@ -75,6 +75,18 @@ impl PairScorer for Encoder {
         out: &mut Vec<f32>,
     ) -> Result<(), String> {
         Encoder::score_bulk(self, ids, types, cu_seqlens, out).map_err(|error| error.to_string())
+    }
+}
+
+impl PairScorer for DeviceEncoder {
+    fn score(
+        &mut self,
+        ids: &[u32],
+        types: &[u32],
+        cu_seqlens: &[u32],
+        out: &mut Vec<f32>,
+    ) -> Result<(), String> {
+        DeviceEncoder::score(self, ids, types, cu_seqlens, out).map_err(|error| error.to_string())
     }
 }
 

@@ -22,7 +22,8 @@ pub struct EmbedConfig {
     pub max_batch_tokens: usize,
 }
 
-/// What computes vectors: an [`Encoder`], a [`DeviceEncoder`], or a fake in tests.
+/// What computes vectors: an [`Encoder`], a [`DeviceEncoder`], or a fake in tests. Bulk passes of a [`DeviceEncoder`]
+/// are as others: its device has a stream of low priority.
 pub trait PooledEncoder {
     /// Vectors `[sequences, dim]` of the sequences `cu_seqlens[i]..cu_seqlens[i + 1]` of `ids`, into `out`.
     ///
@@ -52,6 +53,16 @@ impl PooledEncoder for Encoder {
 impl PooledEncoder for DeviceEncoder {
     fn forward(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
         DeviceEncoder::forward(self, ids, cu_seqlens, out).map_err(|error| error.to_string())
+    }
+}
+
+impl<E: PooledEncoder + ?Sized> PooledEncoder for Box<E> {
+    fn forward(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
+        (**self).forward(ids, cu_seqlens, out)
+    }
+
+    fn forward_bulk(&mut self, ids: &[u32], cu_seqlens: &[u32], out: &mut Vec<f32>) -> Result<(), String> {
+        (**self).forward_bulk(ids, cu_seqlens, out)
     }
 }
 

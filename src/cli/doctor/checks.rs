@@ -4,13 +4,14 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use anyhow::Context;
+use tarn_kernels::gpu;
 
 use super::Check;
 use crate::config::{ModelLocation, Settings};
 use crate::model::{ModelConfig, ModelSource, level_name};
 use crate::text::ChatTemplate;
 
-use super::super::device::{NoPlace, Place, place};
+use super::super::device::{NoPlace, Place, place, products};
 use super::super::plan::{Planned, Roles, plan};
 use super::super::tokenizers::tokenizer;
 use super::super::{adapters, encoders};
@@ -21,14 +22,14 @@ const OPEN_FILES: u64 = 4096;
 /// All checks, and the memory plans where the models' files allow one.
 pub(super) fn all(settings: &Settings) -> (Vec<Check>, Option<Planned>) {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut checks = vec![
-        cpu(level_name()),
-        device(place(settings.device)),
+    let mut checks = vec![cpu(level_name())];
+    checks.extend(device(place(settings.device)));
+    checks.extend([
         threads(settings.threads, cores),
         open_files(rustix::process::getrlimit(rustix::process::Resource::Nofile).current),
         lake(&settings.lake),
         port(settings),
-    ];
+    ]);
     match &settings.model {
         Some(model) => checks.extend(generator(settings, &model.location)),
         None => checks.push(Check::warn("model", "none: nothing generates; --model names one")),
@@ -71,8 +72,14 @@ fn cpu(level: &str) -> Check {
 }
 
 /// A machine without a GPU is well: that is what `auto` is for.
-fn device(place: Result<Place, NoPlace>) -> Check {
-    Check::of("device", place.map(|place| place.to_string()).map_err(anyhow::Error::from))
+fn device(place: Result<Place, NoPlace>) -> Vec<Check> {
+    let on_gpu = matches!(place, Ok(Place::Gpu(_)));
+    let mut checks =
+        vec![Check::of("device", place.map(|place| place.to_string()).map_err(anyhow::Error::from))];
+    if on_gpu {
+        checks.push(Check::ok("products", products(gpu::find_blas())));
+    }
+    checks
 }
 
 fn threads(threads: usize, cores: usize) -> Check {

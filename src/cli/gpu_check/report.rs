@@ -8,6 +8,8 @@ use serde_json::{Map, Value, json};
 use tarn_kernels::check::timing::{Ceilings, Timing};
 
 use super::super::device::Place;
+use super::model::{Agreement, Parting};
+use super::row::{Row, Rows};
 
 /// The cases of one file of kernels.
 #[derive(Debug)]
@@ -35,7 +37,7 @@ pub(super) fn line(timing: &Timing, of: &Ceilings) -> String {
         (timing.bytes / timing.seconds / 1e9, "GB/s")
     };
     format!(
-        "{:<16} {:<28} {:>10.1} µs {:>9.1} {unit:<7} {:>4.0} %",
+        "{:<18} {:<44} {:>10.1} µs {:>9.1} {unit:<7} {:>4.0} %",
         timing.op,
         timing.shape,
         timing.seconds * 1e6,
@@ -103,6 +105,35 @@ impl Report {
         self.all.insert(section.to_owned(), json!({"model": model, "ceilings": ceilings, "ops": ops}));
     }
 
+    /// What a section of the end-to-end table found.
+    pub(super) fn rows(&mut self, section: &str, model: &str, rows: &Rows) {
+        let rows: Value = rows.0.iter().map(Row::json).collect();
+        self.all.insert(section.to_owned(), json!({"model": model, "rows": rows}));
+    }
+
+    /// What the section `model` found.
+    pub(super) fn agreement(&mut self, model: &str, agreement: &Agreement) {
+        let one = |parting: &Parting| {
+            let Parting { prompt, after, cpu, device, gap } = *parting;
+            json!({"prompt": prompt, "after": after, "cpu": cpu, "device": device, "gap": gap})
+        };
+        let partings: Value = agreement.partings.iter().map(one).collect();
+        let (compared, holds) = (agreement.compared, agreement.holds());
+        let found = json!({"model": model, "compared": compared, "partings": partings, "holds": holds});
+        self.all.insert("model".to_owned(), found);
+    }
+
+    /// A section begins: what an earlier run found in it is forgotten.
+    pub(super) fn begins(&mut self, section: &str) {
+        self.all.shift_remove(section);
+    }
+
+    /// How a section ended: how long it took, and what went wrong, if something did.
+    pub(super) fn ended(&mut self, section: &str, seconds: f64, error: Option<&str>) {
+        let all = self.all.entry("sections").or_insert_with(|| json!({}));
+        all[section] = json!({"seconds": seconds, "error": error});
+    }
+
     /// Writes the file, if one was asked for.
     pub(super) fn write(&self) -> anyhow::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
@@ -126,11 +157,17 @@ mod tests {
         let mut first = Report::of(&Place::Emulated, Some(file.clone())).expect("starts");
         first.cases(&[suite(Ok(3)), suite(Err("off by one".to_owned()))]);
         first.ops("decode", "small", &of, std::slice::from_ref(&timing));
+        first.ended("decode", 2.0, Some("lost"));
         first.write().expect("writes");
         let mut second = Report::of(&Place::Emulated, Some(file.clone())).expect("starts");
         second.cases(&[suite(Ok(5))]);
         assert_eq!(second.all["cases"], json!([{"file": "lora", "ran": 5, "error": null, "seconds": 1.0}]));
         assert_eq!(second.all["decode"]["ops"][0]["share"], 0.5);
+        second.begins("decode");
+        assert_eq!(second.all.get("decode"), None);
+        second.ended("cases", 1.0, None);
+        assert_eq!(second.all["sections"]["decode"]["error"], "lost");
+        assert_eq!(second.all["sections"]["cases"], json!({"seconds": 1.0, "error": null}));
         let gpu =
             tarn_kernels::gpu::Gpu { ordinal: 0, name: "Test".to_owned(), capability: (9, 0), memory: 1 };
         let other = Report::of(&Place::Gpu(gpu), Some(file)).expect("starts");

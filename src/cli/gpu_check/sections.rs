@@ -16,7 +16,10 @@ const CONTEXT: usize = 1024;
 fn open(place: &Place) -> anyhow::Result<Box<dyn TimedDevice>> {
     match place {
         #[cfg(feature = "cuda")]
-        Place::Gpu(gpu) => Ok(Box::new(tarn_kernels::cuda::CudaDevice::open(gpu.clone())?.one_by_one())),
+        Place::Gpu(gpu) => {
+            let first = tarn_kernels::gpu::Priority::Foreground;
+            Ok(Box::new(tarn_kernels::cuda::CudaDevice::open(gpu.clone(), first)?.one_by_one()))
+        }
         #[cfg(feature = "emulator")]
         Place::Emulated => {
             Ok(Box::new(tarn_kernels::emulated::Emulator::new(tarn_kernels::emulated::Mode::Plain)?))
@@ -44,15 +47,16 @@ pub(super) fn cases(place: &Place, report: &mut Report) -> anyhow::Result<bool> 
     Ok(well)
 }
 
-/// The ops of decode steps.
+/// The ops of decode steps, and what adapters add to the largest.
 pub(super) fn decode(place: &Place, report: &mut Report) -> anyhow::Result<bool> {
-    let (model, batches, context): (_, &[usize], _) = if *place == Place::Emulated {
-        (SMALL, &[1, 3], 40)
+    let (model, batches, context, [adapters, rank]): (_, &[usize], _, _) = if *place == Place::Emulated {
+        (SMALL, &[1, 3], 40, [2, 8])
     } else {
-        (MIXTRAL_8X7B, &[1, 8, 32, 64], CONTEXT)
+        (MIXTRAL_8X7B, &[1, 8, 32, 64], CONTEXT, [8, 64])
     };
     let steps = batches.iter().map(|sequences| Step::Decode { sequences: *sequences, context });
-    ops(place, "decode", &model, steps.collect(), report)
+    let adapted = batches.last().map(|sequences| Step::Adapters { sequences: *sequences, adapters, rank });
+    ops(place, "decode", &model, steps.chain(adapted).collect(), report)
 }
 
 /// The ops of a prompt.
@@ -71,7 +75,7 @@ fn ops(
     let mut device = open(place)?;
     let ceilings: Ceilings = timing::ceilings(&mut *device, model).context("measuring the ceilings")?;
     println!(
-        "\n{section}: one layer of {}, bf16; a copy reaches {:.0} GB/s, a product of {} cubed {:.0} TFLOP/s",
+        "\n{section}: one layer of {}, bf16 or as said; a copy reaches {:.0} GB/s, a product of {} cubed {:.0} TFLOP/s",
         model.name,
         ceilings.bandwidth / 1e9,
         model.product,
