@@ -112,14 +112,17 @@ fn a_gpu_that_is_asked_for_and_not_there_is_refused_and_otherwise_the_cpu_is_tak
 
 #[cfg(feature = "emulator")]
 #[test]
-fn on_a_device_the_generator_has_a_plan_of_its_own_and_generates() {
+fn on_a_device_the_models_have_a_plan_of_their_own_and_the_generator_generates() {
     let dir = tempfile::tempdir().expect("dir");
     let output =
         models(dir.path()).args(["doctor", "--json", "--device", "emulated"]).output().expect("runs");
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     let report: Value = serde_json::from_slice(&output.stdout).expect("json");
     let (machine, device) = (&report["memory"]["parts"], &report["device_memory"]["parts"]);
-    assert_eq!((&machine["weights"], &machine["kv_cache"]), (&Value::Null, &Value::Null), "{report:#}");
+    for part in ["weights", "kv_cache", "embedder", "reranker"] {
+        assert_eq!(machine[part], Value::Null, "{part} in {report:#}");
+        assert!(device[part].as_u64().is_some_and(|bytes| bytes > 0), "{part} in {report:#}");
+    }
     // Keys and values of a layer in bf16: blocks of 16 tokens, 2 heads of 16.
     let cache = device["kv_cache"].as_u64().expect("a number");
     assert!(cache > 0 && cache % (2 * 16 * 2 * 16 * 2) == 0, "{cache}");

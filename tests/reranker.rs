@@ -41,26 +41,30 @@ fn logits(encoder: &mut Encoder, texts: &[EncoderInput]) -> (Vec<f32>, Vec<f32>)
 }
 
 #[derive(Deserialize)]
-struct Seeded {
-    models: BTreeMap<String, SeededModel>,
+pub(super) struct Seeded {
+    pub(super) models: BTreeMap<String, SeededModel>,
 }
 
 #[derive(Deserialize)]
-struct SeededModel {
-    config: Value,
-    rows: Vec<SeededRow>,
+pub(super) struct SeededModel {
+    pub(super) config: Value,
+    pub(super) rows: Vec<SeededRow>,
 }
 
 #[derive(Deserialize)]
-struct SeededRow {
-    ids: Vec<u32>,
-    types: Vec<u32>,
-    logit: f32,
+pub(super) struct SeededRow {
+    pub(super) ids: Vec<u32>,
+    pub(super) types: Vec<u32>,
+    pub(super) logit: f32,
+}
+
+pub(super) fn golden() -> Seeded {
+    serde_json::from_str(include_str!("golden/reranker_seeded.json")).expect("golden")
 }
 
 #[test]
 fn heads_of_both_families_give_the_logits_of_transformers_alone_and_in_a_batch() {
-    let golden: Seeded = serde_json::from_str(include_str!("golden/reranker_seeded.json")).expect("golden");
+    let golden = golden();
     assert_eq!(golden.models.len(), 2);
     for (name, model) in golden.models {
         let dir = tempfile::tempdir().expect("dir");
@@ -139,7 +143,7 @@ fn a_real_reranker_scores_pairs_as_transformers_does_cut_ones_included() {
     }
 }
 
-async fn post(url: &str, body: Value) -> (u16, Value) {
+pub(super) async fn post(url: &str, body: Value) -> (u16, Value) {
     let request = reqwest::Client::new().post(url).header("content-type", "application/json");
     let answer = request.body(body.to_string()).send().await.expect("answers");
     let status = answer.status().as_u16();
