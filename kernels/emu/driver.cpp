@@ -46,7 +46,8 @@ struct Stream {
     bool broken = false;
 };
 struct Event {
-    Stream* stream = nullptr;  // while it has not been reached
+    Stream* stream = nullptr;  // while its last record has not been reached
+    int records = 0;
 };
 struct Graph {
     std::vector<Work> work;
@@ -244,7 +245,11 @@ DRIVER(cuEventCreate, Event** out, unsigned) {
 DRIVER(cuEventRecord, Event* event, Stream* stream) {
     ENTERED();
     event->stream = stream;
-    return enqueue(stream, [event] { return event->stream = nullptr, kSuccess; }, false);
+    const auto reached = [event, number = ++event->records] {
+        if (event->records == number) event->stream = nullptr;
+        return kSuccess;
+    };
+    return enqueue(stream, reached, false);
 }
 DRIVER(cuEventSynchronize, Event* event) {
     ENTERED();
