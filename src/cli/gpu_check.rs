@@ -117,7 +117,9 @@ fn check(
             Section::Decode => sections::decode(device, &mut report),
             Section::Prefill => sections::prefill(device, &mut report),
             Section::Engine => engine::engine(device, &mut report),
-            Section::Encoder => encoder::encoder(device, &mut report),
+            Section::Encoder => {
+                sections::encoder_ops(device, &mut report).and_then(|_| encoder::encoder(device, &mut report))
+            }
             Section::Weights => weights::weights(device, &mut report),
             Section::Model => model::model(device, settings, &mut report),
         };

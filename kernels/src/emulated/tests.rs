@@ -77,6 +77,14 @@ fn the_ops_that_are_timed_are_those_of_a_step_and_stay_in_bounds() {
     // Both adapters of q, k and v are hit: A is [24, 64], and a part of the three tokens' way down 24 f32 each.
     assert_eq!(adapters[0].bytes, (2 * 24 * 64 * 2 + 3 * 64 * 2 + 3 * 24 * 4) as f64);
     assert_eq!(adapters[4].flops, (2 * 6 * 16 * 64) as f64);
+    let of = timing::Encode { passages: 2, tokens: 9, h: 64, inner: 96, heads: 4 };
+    let encode = timed(timing::Step::Encode(of));
+    let expected = ["encoder_embed", "layer_norm", "encoder_attention", "gelu", "pool"];
+    assert_eq!(encode.iter().map(|timing| timing.op).collect::<Vec<_>>(), expected);
+    // Scores and sums of two passages of 9 tokens: 2 · 9 · 9 pairs, 64 columns each, twice.
+    assert_eq!(encode[2].flops, (2 * 9 * 9 * 64 * 2 * 2) as f64);
+    let search = timed(timing::Step::Search { rows: 300, d: 64, k: 5 });
+    assert_eq!((search[0].op, search[0].bytes), ("scan_topk", (300 * 64 * 2) as f64));
     let slow = timing::Timing { seconds: 2.0, bytes: 8.0, flops: 2.0, ..prefill[10].clone() };
     let of = timing::Ceilings { bandwidth: 8.0, arithmetic: 4.0 };
     assert_eq!((slow.share(&of), slow.computes(&of)), (0.5, false));

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use tarn_kernels::check::timing::{self, Ceilings, MIXTRAL_8X7B, Model, SMALL, Step};
+use tarn_kernels::check::timing::{self, Ceilings, Encode, MIXTRAL_8X7B, Model, SMALL, Step};
 use tarn_kernels::check::{TimedDevice, suites};
 
 use super::super::device::Place;
@@ -63,6 +63,19 @@ pub(super) fn decode(place: &Place, report: &mut Report) -> anyhow::Result<bool>
 pub(super) fn prefill(place: &Place, report: &mut Report) -> anyhow::Result<bool> {
     let (model, tokens) = if *place == Place::Emulated { (SMALL, 50) } else { (MIXTRAL_8X7B, 2048) };
     ops(place, "prefill", &model, vec![Step::Prefill { tokens }], report)
+}
+
+/// The ops of an encoder that a decoder does not have, and the search over a matrix.
+pub(super) fn encoder_ops(place: &Place, report: &mut Report) -> anyhow::Result<bool> {
+    let (model, encode, [rows, d, k]) = if *place == Place::Emulated {
+        let of = Encode { passages: 2, tokens: 32, h: 64, inner: 96, heads: 4 };
+        (Model { name: "a small encoder", ..SMALL }, of, [500, 64, 10])
+    } else {
+        let of = Encode { passages: 32, tokens: 512, h: 1024, inner: 4096, heads: 16 };
+        (Model { name: "multilingual-e5-large", vocab: 250_002, ..MIXTRAL_8X7B }, of, [1_000_000, 1024, 100])
+    };
+    let steps = vec![Step::Encode(encode), Step::Search { rows, d, k }];
+    ops(place, "encoder_ops", &model, steps, report)
 }
 
 fn ops(

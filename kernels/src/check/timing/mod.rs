@@ -4,6 +4,7 @@
 //! copies as the device's own cache cannot hold, as a model's layers are; activations stay in it, as they do in a step.
 
 mod adapters;
+mod encoder;
 mod ops;
 
 use super::CheckDevice;
@@ -109,6 +110,32 @@ pub enum Step {
         /// Their rank, a multiple of 8.
         rank: usize,
     },
+    /// The ops of an encoder's pass that a decoder does not have.
+    Encode(Encode),
+    /// The `k` nearest of `rows` rows of width `d`.
+    Search {
+        /// Rows.
+        rows: usize,
+        /// Their width.
+        d: usize,
+        /// How many are found.
+        k: usize,
+    },
+}
+
+/// Passages that an encoder reads at once, and its extents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Encode {
+    /// How many.
+    pub passages: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+    /// Width of the token states.
+    pub h: usize,
+    /// Width between the products of an MLP.
+    pub inner: usize,
+    /// Heads of attention.
+    pub heads: usize,
 }
 
 /// What a device reaches without a model.
@@ -195,6 +222,8 @@ pub fn time_step(
         Step::Decode { sequences, context } => bench.decode(sequences, context, done),
         Step::Prefill { tokens } => bench.prefill(tokens, done),
         Step::Adapters { sequences, adapters, rank } => bench.adapters(sequences, adapters, rank, done),
+        Step::Encode(of) => bench.encode(of, done),
+        Step::Search { rows, d, k } => bench.search([rows, d, k], done),
     }
 }
 
