@@ -35,9 +35,13 @@ fn every_section_finds_numbers_and_says_how_long_it_took() {
     assert_eq!(ended, std::process::ExitCode::SUCCESS, "{report:#}");
 
     let finite = |value: &Value| value.as_f64().is_some_and(|value| value.is_finite() && value > 0.0);
-    for (section, op) in
-        [("decode", "lora_expand w2"), ("decode", "expert_up fp8"), ("prefill", "dense qkv fp8")]
-    {
+    for (section, op) in [
+        ("decode", "lora_expand w2"),
+        ("decode", "expert_up fp8"),
+        ("prefill", "dense qkv fp8"),
+        ("encoder_ops", "encoder_attention"),
+        ("encoder_ops", "scan_topk"),
+    ] {
         let ops = report[section]["ops"].as_array().expect("ops");
         assert!(ops.iter().any(|found| found["op"] == op), "{op}");
         assert!(ops.iter().all(|found| finite(&found["seconds"]) && finite(&found["share"])), "{ops:#?}");
